@@ -1,0 +1,622 @@
+"""report.html: one self-contained page about a run, built from the files in its folder alone.
+
+    python -m common.report runs/<run>     rebuilds the page of an old or a stopped run
+
+No script, no request to anywhere: curves are inline SVG, pictures are base64, the content security policy
+allows the one style sheet by its hash and data: images, nothing else. Everything a model or a data set wrote
+is escaped.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from common import charts
+from common.checkpoint import write_file
+from common.errors import SightRLError
+from common.evaluation import Evaluation, compare_evaluations, gap_change
+from common.run import duration
+
+GROUPS = 3  # groups of rollouts shown from the start and from the end of training
+SHOWN = 3  # responses shown of a group before "more"
+CHANGED = 6  # questions shown that rose most, and that fell most
+PICTURE = 448  # longest side in pixels of an embedded picture
+LEVELS = 8  # colours of visual dependency, classes d0..d7
+HABITS = ("careful", "sloppy", "blind", "other")
+
+# title, {metric: (label, class)}, what it is, whether the axis starts at 0
+CURVES = [
+    ("Reward", {"reward/mean": ("", "s0")}, "Mean over all responses of a step.", False),
+    ("Training accuracy",
+     {"accuracy": ("training, sampled", "s0"), "val/accuracy": ("validation, greedy", "s4")},
+     "Share of responses graded right.", False),
+    ("Response length",
+     {"length": ("all", "s0"), "length/correct": ("right", "s2"), "length/wrong": ("wrong", "s1")},
+     "Tokens, up to and including the end of sequence.", False),
+    ("Habits", {f"habit/{h}": (h, h) for h in HABITS},
+     "How training responses were reached, as shares.", True),
+    ("Entropy", {"entropy": ("", "s0")},
+     "Nats per token. A fall to 0 means that exploration has ended.", True),
+    ("Gradient norm", {"grad_norm": ("", "s0")}, "Before clipping.", True),
+    ("Clipped tokens",
+     {"clip/low": ("below", "s1"), "clip/high": ("above", "s0"), "clip_fraction": ("all", "s5")},
+     "Share of tokens whose probability ratio left the trust region.", True),
+    ("Groups without spread", {"groups/zero_spread": ("", "s0")},
+     "Share of groups whose responses all earned the same: they teach nothing.", True),
+    ("Sampled against recomputed", {"logp_mismatch": ("", "s0")},
+     "Largest |log-probability difference| between sampler and trainer: the health of the engine.", True),
+    ("KL to the reference", {"kl": ("", "s0")}, "Nats per token.", True),
+    ("Cut off and unreadable",
+     {"truncated": ("hit the length limit", "s1"), "no_answer": ("no answer found", "s4")},
+     "Shares of responses.", True),
+    ("Speed", {"tokens_per_second": ("", "s0")}, "Sampled tokens per second of the whole step.", True),
+]  # fmt: skip
+
+
+def write_report(folder: Path) -> Path:
+    """Write folder/report.html and return its path.
+
+    Reads config.json, run.json, versions.json, summary.json, metrics.jsonl, rollouts.jsonl, images/,
+    eval_before.json and eval_after.json; a part whose file is missing is left out. Raises SightRLError when
+    it is no run folder.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise SightRLError(f"{folder} is not a run folder: it has no config.json.")
+    files = {name: _json(folder / f"{name}.json") for name in ("config", "run", "versions", "summary")}
+    metrics = list(_lines(folder / "metrics.jsonl"))
+    before, after = (_evaluation(folder / f"eval_{name}.json") for name in ("before", "after"))
+    comparison = compare_evaluations(before, after, CHANGED) if before and after else None
+    parts = [
+        _header(folder, files, metrics, comparison, before, after),
+        _skipped(files["summary"]),
+        _held_out(comparison, before, after),
+        _habits_and_gap(before, after),
+        _curves(metrics),
+        _changed(comparison, before, after),
+        _gallery(folder),
+        _footer(files),
+    ]
+    page = _page(_title(files), "\n".join(part for part in parts if part))
+    path = folder / "report.html"
+    write_file(path, lambda temporary: temporary.write_bytes(page.encode("utf-8", "replace")))
+    return path
+
+
+def _page(title: str, body: str) -> str:
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def text(value: Any) -> str:
+    """Hostile text as HTML: escaped, control and direction-changing characters shown as U+FFFD."""
+    return html.escape(_UNSAFE.sub("\ufffd", str(value)))
+
+
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise SightRLError(f"{path} is damaged ({error}).") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    """The records of a JSON-lines file; a last line cut short by a kill or a full disk is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    return Evaluation.load(path) if path.exists() else None
+
+
+def _title(files: dict[str, dict]) -> str:
+    method, config = str(files["run"].get("method", "run")), files["config"]
+    return f"{method.upper()} on {config.get('data', 'data')}, seed {config.get('seed', '?')}"
+
+
+# ---------------------------------------------------------------- header and headline numbers
+
+
+def _header(folder: Path, files: dict[str, dict], metrics: list[dict], comparison: dict | None,
+            before: Evaluation | None, after: Evaluation | None) -> str:  # fmt: skip
+    run, versions = files["run"], files["versions"]
+    commit = (run.get("git_commit") or "")[:10]
+    facts = {
+        "model": files["config"].get("model"),
+        "steps": f"{len(metrics):,} of {charts.number(run.get('total_steps'))}" if metrics else None,
+        "time": duration(_seconds(files["summary"], metrics)) if metrics else None,
+        "started": str(run.get("started", "")).replace("T", " "),
+        "commit": commit and commit + (" + local changes" if run.get("git_dirty") else ""),
+        "versions": ", ".join(f"{n} {versions[n]}" for n in ("torch", "transformers") if versions.get(n)),
+        "hardware": ", ".join(versions.get("gpus") or []) or _hardware(versions),
+    }
+    shown = "".join(f"<span>{name} <b>{text(value)}</b></span>" for name, value in facts.items() if value)
+    unfinished = '<p class="warning">This run has not finished; the page shows it so far.</p>'
+    lead = f'<p class="lead">{_lead(comparison, after)}</p>' if comparison else ""
+    command = f'<code class="command">{text(run["command"])}</code>' if run.get("command") else ""
+    cards = "".join(_cards(metrics, files["summary"], comparison, before, after))
+    return (
+        f'<header><p class="eyebrow">SightRL run · '
+        f"{text(folder.resolve().name)}</p><h1>{text(_title(files))}</h1>"
+        f'{command}<div class="facts">{shown}</div></header>'
+        f'{"" if files["summary"] else unfinished}{lead}<div class="cards">{cards}</div>'
+    )
+
+
+def _hardware(versions: dict) -> str:
+    cores = f"{versions['cores']} cores" if versions.get("cores") else ""
+    return ", ".join(part for part in (versions.get("processor"), cores) if part)
+
+
+def _seconds(summary: dict, metrics: list[dict]) -> float:
+    return summary.get("seconds") or sum(m.get("seconds/step") or 0 for m in metrics)
+
+
+def _lead(comparison: dict, after: Evaluation | None) -> str:
+    """The result in two sentences."""
+    overall, test = comparison["overall"], comparison["mcnemar"]
+    low, high = overall["interval"]
+    change = f"{_points(overall['difference'])} points (95 % interval {_points(low)} to {_points(high)})"
+    verb = "rose" if low > 0 else "fell" if high < 0 else "did not change measurably"
+    p = "p &lt; 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
+    return (
+        f"Held-out accuracy {verb}, from {_percent(overall['before'])} to {_percent(overall['after'])}: "
+        f"{change}, "
+        f"over {overall['questions']} questions with {after.k} responses each. On {test['gained']} "
+        "questions the "
+        f"majority of responses turned from wrong to right, on {test['lost']} from right to wrong (McNemar, "
+        f"{p})."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _card(label: str, big: str, below: str) -> str:
+    return f'<div class="card"><p>{text(label)}</p><p class="big">{big}</p><p>{below}</p></div>'
+
+
+def _arrow(before: float, after: float) -> str:
+    return f"{100 * before:.1f} → {100 * after:.1f} <small>%</small>"
+
+
+def _cards(metrics: list[dict], summary: dict, comparison: dict | None, before: Evaluation | None,
+           after: Evaluation | None) -> Iterator[str]:  # fmt: skip
+    if comparison and before and after:
+        overall, old, new = comparison["overall"], before.summary()["overall"], after.summary()["overall"]
+        yield _card("Held-out accuracy", _arrow(overall["before"], overall["after"]), _change(overall))
+        yield _card(
+            f"pass@{after.k}", _arrow(old["pass@k"], new["pass@k"]), f"any of {after.k} responses right"
+        )
+        change = gap_change(before, after)
+        if change:
+            result = {"difference": change["change"]["gap"], "interval": change["change"]["interval"]}
+            big = f"{_points(change['before']['gap'])} → {_points(change['after']['gap'])}"
+            yield _card("Counter-prior gap, points", big, _change(result, better=-1))
+        elif old["habits"]:
+            yield _card(
+                "Blind guesses",
+                _arrow(old["habits"].get("blind", 0), new["habits"].get("blind", 0)),
+                "of responses",
+            )
+    else:
+        tenth = max(1, len(metrics) // 10)
+        ends = [_average(part, "accuracy") for part in (metrics[:tenth], metrics[-tenth:])]
+        if None not in ends:
+            yield _card("Training accuracy", _arrow(*ends), "first and last tenth of the steps")
+    speed, step = _average(metrics, "tokens_per_second"), _average(metrics, "seconds/step")
+    if metrics and step:
+        rate = f"{speed:,.0f} sampled tokens/s" if speed else f"{len(metrics):,} steps"
+        yield _card("Training time", duration(_seconds(summary, metrics)), f"{step:.2f} s a step, {rate}")
+
+
+def _average(metrics: list[dict], name: str) -> float | None:
+    values = [m[name] for m in metrics if isinstance(m.get(name), int | float)]
+    return sum(values) / len(values) if values else None
+
+
+def _change(result: dict, better: int = 1) -> str:
+    """The difference in points, green or red when its interval leaves 0 out."""
+    low, high = result["interval"]
+    sure = 1 if low > 0 else -1 if high < 0 else 0
+    kind = {0: "", 1: " good", -1: " bad"}[sure * better]
+    return (f'<span class="change{kind}">{_points(result["difference"])}</span> '
+            f"[{_points(low)}, {_points(high)}]")  # fmt: skip
+
+
+def _skipped(summary: dict) -> str:
+    rows = summary.get("skipped") or []
+    if not rows:
+        return ""
+    items = "".join(f"<li>{text(row)}</li>" for row in rows[:20])
+    more = f"<li>and {len(rows) - 20} more</li>" if len(rows) > 20 else ""
+    start = f"{len(rows)} data rows could not be read and were skipped:"
+    return f'<div class="warning">{start}<ul>{items}{more}</ul></div>'
+
+
+# ---------------------------------------------------------------- held-out accuracy, habits, gap
+
+
+def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluation | None) -> str:
+    only = after or before
+    if only is None:
+        return ""
+    old, new = (e.summary() if e else None for e in (before, after))
+    names = [("overall", None, ["overall"]), ("splits", "By split", None), ("tasks", "By task", None)]
+    body = f'<div class="item head"><span></span><div class="plot">{charts.axis()}</div><span></span></div>'
+    for kind, label, keys in names:
+        summary = new or old
+        body += f'<p class="label">{label}</p>' if label else ""
+        for key in keys or summary[kind]:
+            a, b = ((s if keys else s[kind]).get(key) if s else None for s in (old, new))
+            result = (comparison if keys else comparison[kind]).get(key) if comparison else None
+            body += _accuracy_row(key, a, b, result, total=bool(keys))
+    legend = charts.legend_of([("before training", "before"), ("after training", "after")])
+    return (
+        f'<h2>Held-out accuracy</h2><p class="about">Mean of {only.k} sampled responses a question, never '
+        "seen in "
+        "training. Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and "
+        "its "
+        f'interval, coloured when it leaves out 0.</p><div class="panel">{legend}<div '
+        f'class="rows">{body}</div></div>'
+    )
+
+
+def _accuracy_row(
+    name: str, before: dict | None, after: dict | None, result: dict | None, total: bool
+) -> str:
+    values = [s and (s["avg@k"], *s["interval"]) for s in (before, after)]
+    shown = after or before
+    change = _change(result) if result else f"<b>{_percent(shown['avg@k'])}</b>"
+    ends = f"{_percent(result['before'])} → {_percent(result['after'])}" if result else ""
+    return (
+        f'<div class="item{" total" if total else ""}"><div class="name">{text(name)}'
+        f"<small>{shown['questions']} questions</small></div>"
+        f'<div class="plot">{charts.dumbbell(*values)}</div>'
+        f'<div class="value">{change}<small>{ends}</small></div></div>'
+    )
+
+
+def _habits_and_gap(before: Evaluation | None, after: Evaluation | None) -> str:
+    panels = [part for part in (_habits(before, after), _gap(before, after)) if part]
+    return (
+        f'<h2>How the answers are reached</h2><div class="columns">{"".join(panels)}</div>' if panels else ""
+    )
+
+
+def _habits(before: Evaluation | None, after: Evaluation | None) -> str:
+    found = [
+        (name, e.summary()["overall"]["habits"]) for name, e in (("before", before), ("after", after)) if e
+    ]
+    found = [(name, habits) for name, habits in found if habits]
+    if not found:
+        return ""
+    bars = ""
+    for name, habits in found:
+        rest = sum(share for habit, share in habits.items() if habit not in HABITS)
+        parts = [(h, h, habits.get(h, 0.0) + (rest if h == "other" else 0.0)) for h in HABITS]
+        bars += f"<span>{name}</span>{charts.shares(parts)}"
+    return (
+        '<div class="panel"><h3>Habits</h3><p class="about">Shares of held-out responses. Careful: looks at '
+        "everything the question needs. Sloppy: looks, but misses some. Blind: guesses without looking.</p>"
+        f'<div class="bars">{bars}</div>{charts.legend_of([(h, h) for h in HABITS])}</div>'
+    )
+
+
+def _gap(before: Evaluation | None, after: Evaluation | None) -> str:
+    change = gap_change(before, after) if before and after else None
+    if not change:
+        return ""
+    low, high = -0.4, 0.4
+    rows = [change["before"], change["after"]]
+    most = max(abs(x) for row in rows for x in (row["gap"], *row["interval"]))
+    if most > 0.4:
+        low, high = -1.0, 1.0
+    values = [(row["gap"], *row["interval"]) for row in rows]
+    result = {"difference": change["change"]["gap"], "interval": change["change"]["interval"]}
+    note = f"{_points(rows[0]['gap'])} → {_points(rows[1]['gap'])}"
+    plot = charts.axis(low, high, signed=True) + charts.dumbbell(*values, low, high, better=-1)
+    return (
+        '<div class="panel"><h3>Counter-prior gap</h3><p class="about">Accuracy where answers are '
+        "distributed as "
+        "in training, minus accuracy where that prior is flipped. A policy that looks has no gap; one that "
+        "guesses "
+        f'from the prior has a large one.</p><div class="plot wide">{plot}</div><p class="note">{note} '
+        "points, change "
+        f"{_change(result, better=-1)}</p></div>"
+    )
+
+
+# ---------------------------------------------------------------- learning curves
+
+
+def _curves(metrics: list[dict]) -> str:
+    if not metrics:
+        return ""
+    steps = [m["step"] for m in metrics]
+    columns = {name: [m.get(name) for m in metrics] for m in metrics[:1] + metrics[-50:] for name in m}
+    figures = []
+    for title, names, note, zero in CURVES:
+        series = [(label, kind, steps, columns[n]) for n, (label, kind) in names.items() if n in columns]
+        figures.append(charts.curves(title, series, note, 0.0 if zero else None))
+    known = {name for _, names, _, _ in CURVES for name in names}
+    rest = [n for n in columns if n not in known | {"step"} and not n.startswith("seconds/")]
+    others = "".join(charts.curves(name, [("", "s5", steps, columns[name])]) for name in sorted(rest))
+    return (
+        '<h2>Learning curves</h2><p class="about">Faint: every step. Strong: moving average over a tenth of '
+        "the "
+        f"run; the number is its last value.</p><div "
+        f'class="grid3">{"".join(figures)}</div>{_time(metrics, columns)}'
+        f"<details><summary>All other metrics ({len(rest)})</summary><div "
+        f'class="grid3">{others}</div></details>'
+    )
+
+
+def _time(metrics: list[dict], columns: dict[str, list]) -> str:
+    """Where the seconds of a step went."""
+    totals = {
+        n[8:]: sum(v or 0 for v in columns[n])
+        for n in columns
+        if n.startswith("seconds/") and n != "seconds/step"
+    }
+    whole = sum(m.get("seconds/step") or 0 for m in metrics)
+    if not totals or not whole:
+        return ""
+    largest = sorted(totals.items(), key=lambda item: -item[1])[:5]
+    parts = [(name, f"s{i}", seconds / whole) for i, (name, seconds) in enumerate(largest)]
+    parts.append(("rest", "s5", max(0.0, 1.0 - sum(share for *_, share in parts))))
+    legend = charts.legend_of(
+        [(f"{name} {charts.number(share * whole / len(metrics), 2)} s", kind) for name, kind, share in parts]
+    )
+    return f'<h3>Where a step spends its time</h3><div class="panel">{charts.shares(parts)}{legend}</div>'
+
+
+# ---------------------------------------------------------------- what changed
+
+
+def _changed(comparison: dict | None, before: Evaluation | None, after: Evaluation | None) -> str:
+    if not comparison or not comparison["changed"]:
+        return ""
+    old, new = ({(r["split"], r["id"]): r for r in e.records} for e in (before, after))
+    columns = ""
+    for title, sign in (("Rose most", 1), ("Fell most", -1)):
+        rows = [row for row in comparison["changed"] if row["difference"] * sign > 0]
+        items = "".join(
+            _flip(row, old[row["split"], row["id"]], new[row["split"], row["id"]]) for row in rows
+        )
+        if items:
+            columns += f'<div><h3>{title}</h3><div class="panel">{items}</div></div>'
+    return (
+        '<h2>What changed</h2><p class="about">The held-out questions whose share of right responses moved '
+        "most."
+        f'</p><div class="columns">{columns}</div>'
+    )
+
+
+def _flip(row: dict, old: dict, new: dict) -> str:
+    source = new.get("thumbnail") or ""
+    safe = source if re.fullmatch(r"[A-Za-z0-9+/=]+", source) else ""
+    picture = f'<img src="data:image/jpeg;base64,{safe}" alt="">' if safe else "<span></span>"
+    said = "".join(
+        f'<p class="meta">{when}</p>'
+        + "".join(_said(t, s) for t, s in list(zip(r["responses"], r["scores"], strict=False))[:2])
+        for when, r in (("before", old), ("after", new))
+    )
+    kind = "good" if row["difference"] > 0 else "bad"
+    return (
+        f'<div class="flip">{picture}<div><p>{text(row.get("question", row["id"]))}</p>'
+        f'<p class="meta">gold {text(new["answer"])} · {text(row["task"])}, {text(row["split"])} · right '
+        f'<b class="{kind}">{100 * row["before"]:.0f} → {100 * row["after"]:.0f} %</b></p>'
+        f'<details class="plain"><summary>responses</summary>{said}</details></div></div>'
+    )
+
+
+def _said(response: str, score: float) -> str:
+    kind = "plus" if score > 0.5 else "minus"
+    return f'<div class="response {kind}"><div class="text">{text(response)}</div></div>'
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def _gallery(folder: Path) -> str:
+    first, last, logged = _groups(folder / "rollouts.jsonl")
+    if not first:
+        return ""
+    values = sorted(v for group in (*first, *last) for record in group for v in _dependency(record))
+    top = values[int(0.95 * (len(values) - 1))] if values else 0.0
+    sections = ""
+    for title, groups in (("Early in training", first), ("Late in training", last)):
+        if groups:
+            sections += f"<h3>{title}</h3>" + "".join(_group(folder, group, top) for group in groups)
+    return (
+        f'<h2>Rollouts</h2><p class="about">The first and the last of {logged} logged groups, unselected. '
+        "Responses are sorted by advantage; those above the group's average are made more likely, those "
+        "below "
+        f"less.</p>{_scale(top) if values else ''}{sections}"
+    )
+
+
+def _groups(path: Path) -> tuple[list[list[dict]], list[list[dict]], int]:
+    """The first and the last GROUPS groups and how many there are; a group is one question at one step."""
+    first: list[list[dict]] = []
+    last: deque[list[dict]] = deque(maxlen=GROUPS)
+    count, key = 0, None
+    for record in _lines(path):
+        if (record.get("step"), record.get("sample_id")) != key:
+            key = (record.get("step"), record.get("sample_id"))
+            group: list[dict] = []
+            (first if count < GROUPS else last).append(group)
+            count += 1
+        group.append(record)
+    return first, list(last), count
+
+
+def _dependency(record: dict) -> list[float]:
+    """The tokens' dependency when the record has one number a token, else nothing."""
+    values, tokens = record.get("dependency") or [], record.get("tokens") or []
+    return [float(v or 0.0) for v in values] if len(values) == len(tokens) else []
+
+
+def _group(folder: Path, group: list[dict], top: float) -> str:
+    record = group[0]
+    pictures = "".join(_picture(folder, name) for name in record.get("images", [])[:4])
+    ranked = sorted(group, key=lambda r: -(r.get("advantage") or 0.0))
+    shown = ranked if len(ranked) <= SHOWN else [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
+    hidden = [r for r in ranked if not any(r is s for s in shown)]
+    same = len(group) > 1 and len({sum((r.get("rewards") or {}).values()) for r in group}) == 1
+    more = "".join(_response(r, top) for r in hidden)
+    more = f"<details><summary>{len(hidden)} more responses</summary>{more}</details>" if more else ""
+    spread = "<p>All responses earned the same: this group teaches nothing.</p>" if same else ""
+    about = (
+        f"step {record.get('step', 0) + 1}",
+        text(record.get("task", "")),
+        text(record.get("sample_id", "")),
+    )
+    return (
+        f'<div class="group"><div class="ask"><div class="pictures">{pictures}</div><div>'
+        f'<p class="question">{text(record.get("question", ""))}</p>'
+        f"<p>gold <b>{text(record.get('answer', ''))}</b></p><p>{' · '.join(about)}</p>{spread}</div></div>"
+        f"{''.join(_response(r, top) for r in shown)}{more}</div>"
+    )
+
+
+def _response(record: dict, top: float) -> str:
+    advantage, rewards = record.get("advantage"), record.get("rewards") or {}
+    kind = "" if not advantage else "plus" if advantage > 0 else "minus"
+    chips = [f"reward <b>{charts.number(sum(v or 0 for v in rewards.values()))}</b>"]
+    if len(rewards) > 1:
+        chips[0] += " (" + ", ".join(f"{text(n)} {charts.number(v)}" for n, v in rewards.items()) + ")"
+    if advantage is not None:
+        signed = f"{advantage:+.2f}".replace("-", "−") if advantage else "0"
+        chips.append(f"advantage <b>{signed}</b>")
+    if record.get("habit"):
+        chips.append(
+            f'<span><i class="swatch {_habit_class(record["habit"])}"></i>{text(record["habit"])}</span>'
+        )
+    shown = "".join(f"<span>{chip}</span>" for chip in chips)
+    words = _words(record, top)
+    return (
+        f'<div class="response {kind}"><div class="chips">{shown}</div><div class="text">{words}</div></div>'
+    )
+
+
+def _habit_class(habit: str) -> str:
+    return habit if habit in HABITS else "other"
+
+
+def _words(record: dict, top: float) -> str:
+    """The response, every token coloured by its visual dependency where that was logged."""
+    values, kept = _dependency(record), record.get("kept") or []
+    if not values:
+        return text(record.get("response", ""))
+    words = ""
+    for i, (token, value) in enumerate(zip(record["tokens"], values, strict=True)):
+        mark = "" if i >= len(kept) else " kept" if kept[i] else " masked"
+        words += (
+            f'<span class="t d{level(value, top)}{mark}" title="{charts.number(value)}">{text(token)}</span>'
+        )
+    return words
+
+
+def level(value: float, top: float) -> int:
+    """Colour 0..7 of a dependency, linear up to `top`."""
+    return 0 if top <= 0 or value <= 0 else min(LEVELS - 1, int(LEVELS * value / top))
+
+
+def _scale(top: float) -> str:
+    ramp = "".join(f'<i class="d{i}"></i>' for i in range(LEVELS))
+    high = charts.number(top * (LEVELS - 1) / LEVELS, 2)
+    return (
+        f'<div class="scale"><span class="steps">visual dependency 0 <span class="ramp">{ramp}</span>'
+        f" {high} and more</span>"
+        '<span><span class="t kept">underlined</span> takes part in the update</span>'
+        '<span><span class="t masked">dotted</span> masked out of the update</span>'
+        "<span>Dependency: how much the distribution of a token changes when the picture is "
+        "destroyed.</span></div>"
+    )
+
+
+def _picture(folder: Path, name: str) -> str:
+    """A logged picture as a data: image; only files of the run's own images/ folder are ever opened."""
+    path = folder / "images" / Path(str(name)).name
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    image.thumbnail((PICTURE, PICTURE))
+    buffer = io.BytesIO()
+    small = max(image.size) <= 160  # drawn pictures stay sharp, photographs stay small
+    image.save(buffer, *(("PNG",) if small else ("JPEG",)), optimize=True)
+    kind, data = "png" if small else "jpeg", base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f'<img src="data:image/{kind};base64,{data}" alt="the picture the question is about">'
+
+
+# ---------------------------------------------------------------- footer
+
+
+def _footer(files: dict[str, dict]) -> str:
+    def table(values: dict) -> str:
+        rows = (
+            f"<li><span>{text(n)}</span><code>{text(json.dumps(v, ensure_ascii=False))}</code></li>"
+            for n, v in values.items()
+        )
+        return f'<ul class="options">{"".join(rows)}</ul>'
+
+    options, about = table(files["config"]), table({**files["versions"], **files["run"]})
+    return (
+        f"<h2>Settings</h2><details><summary>All options "
+        f"({len(files['config'])})</summary>{options}</details>"
+        f"<details><summary>Versions and hardware</summary>{about}</details>"
+        "<footer>Built from config.json, metrics.jsonl, rollouts.jsonl and eval_*.json in this folder. The "
+        "page "
+        "loads nothing from anywhere and runs no script.</footer>"
+    )
+
+
+if __name__ == "__main__":
+    from common.errors import main_guard
+
+    main_guard(lambda words: print(write_report(Path(words[0] if words else "."))), sys.argv[1:])

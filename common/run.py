@@ -1,0 +1,663 @@
+"""One training run: its folder, seeds, metrics, progress display, checkpoints, resume and signals.
+
+A run folder holds
+    config.json    every effective option          metrics.jsonl    one line a step
+    run.json       method, command, git commit     rollouts.jsonl   logged rollouts, pictures in images/
+    versions.json  libraries and hardware          checkpoints/     step-XXXXXXXX/ and `latest`
+and, written by finish(), summary.json, model/ and report.html.
+
+A loop that can be stopped and continued bit for bit (metrics but seconds, tokens/s and memory included):
+
+    run = Run(args, "grpo", args.steps)                # before the model: it seeds every generator
+    for step in range(run.resume(vlm, optimizer, stream=stream), args.steps):
+        with run.phase("rollout"):
+            ...
+        run.log(step, {"reward/mean": reward, "tokens": tokens})
+        if run.checkpoint_due(step):
+            run.checkpoint(step, vlm, optimizer, stream=stream)
+        if run.stop_requested:
+            return
+    run.finish({"accuracy": accuracy})
+"""
+
+import atexit
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import netrc
+import os
+import platform
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from common import checkpoint as checkpoints
+from common.errors import SightRLError
+
+try:
+    import fcntl
+    import resource
+except (
+    ImportError
+):  # Windows: no protection against two processes in one folder, no peak memory of the process
+    fcntl = resource = None
+
+# Options that may change between two sittings of one run. Any other would make the resumed run another run.
+MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints",
+                        "device", "dry_run", "gpus", "steps", "max_minutes", "budget_tokens"])  # fmt: skip
+LIBRARIES = ("torch", "transformers", "safetensors", "peft", "numpy", "pillow")
+PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in so many seconds
+
+
+class Run:
+    """One training run. `args` is the method's dataclass; its fields seed, out, run_name, resume, wandb,
+    checkpoint_every and keep_checkpoints are used here, all of them are written to config.json.
+
+    Attributes: folder, step (the last one logged), generator (torch, CPU) and rng (`random.Random`) seeded by
+    args.seed, stop_requested (true once a SIGTERM or Ctrl-C was honoured: the step is finished and its
+    checkpoint written). Raises SightRLError when the folder cannot be made, is in use, or belongs to a run
+    with other options.
+    """
+
+    def __init__(self, args: Any, method: str, total_steps: int) -> None:
+        self.args, self.method, self.total_steps = args, method, total_steps
+        self.step = -1
+        self.stop_requested = False
+        self.folder, self.resumed = _open_folder(args, method)
+        self._lock = _lock(self.folder)
+        self._seconds: dict[str, float] = {}
+        self._elapsed, self._opened = 0.0, time.perf_counter()
+        self._step_started = self._opened
+        self._vlm: Any = None
+        self._wandb: Any = None
+        self._signal, self._all_saved = 0, False
+        self._old_handlers: dict[int, Any] = {}
+        self._display: _Display | None = None
+        self._files: dict[str, BinaryIO] = {}
+        self._reported: set[str] = set()
+        self._seed(args.seed)
+        self._write_description()
+
+    def _seed(self, seed: int) -> None:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # every CUDA device too
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rng = random.Random(seed)
+
+    def _write_description(self) -> None:
+        now = datetime.now().isoformat(timespec="seconds")
+        if self.resumed:
+            about = json.loads((self.folder / "run.json").read_text())
+            about["resumed"].append(now)
+            about["total_steps"] = self.total_steps
+        else:
+            about = {"method": self.method, "command": _command(), **_git(), "total_steps": self.total_steps}
+            about |= {"started": now, "resumed": []}
+        checkpoints.write_json(self.folder / "config.json", _config(self.args))
+        checkpoints.write_json(self.folder / "versions.json", _versions())
+        checkpoints.write_json(self.folder / "run.json", about)
+
+    # ------------------------------------------------------------ metrics
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds/<name>` of this step; waits for the GPU, so that it is
+        true."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            key = f"seconds/{name}"
+            self._seconds[key] = self._seconds.get(key, 0.0) + time.perf_counter() - start
+
+    def log(self, step: int, metrics: dict[str, float | int]) -> None:
+        """Append one line to metrics.jsonl, add times, tokens/s and peak memory, refresh the display.
+
+        `metrics["tokens"]` (sampled response tokens of this step) gives tokens_per_second over the whole
+        step. A value that is not finite is written as null and reported once by name.
+        """
+        now = time.perf_counter()
+        seconds = now - self._step_started
+        record: dict[str, Any] = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
+        record |= {name: round(value, 4) for name, value in self._seconds.items()}
+        record["seconds/step"] = round(seconds, 4)
+        if "tokens" in record and "tokens_per_second" not in record:
+            record["tokens_per_second"] = round((record["tokens"] or 0) / max(seconds, 1e-9), 1)
+        record["memory/peak_gb"] = _peak_memory_gb()
+        self._append("metrics.jsonl", json.dumps(record, allow_nan=False))
+        for name in [n for n, value in record.items() if value is None and n not in self._reported]:
+            self.say(f"warning: step {step}: {name} is not a finite number (written as null)")
+            self._reported.add(name)
+        if self._wandb is not None:
+            self._wandb.log({name: value for name, value in record.items() if value is not None}, step=step)
+        if self._display is not None:
+            self._display.update(step, record)
+        self.step, self._seconds, self._step_started = step, {}, now
+
+    def log_rollouts(self, step: int, records: list[dict]) -> None:
+        """Append rollouts to rollouts.jsonl; pictures (`image` or `images`: uint8 arrays [H, W, 3] or PIL)
+        are stored once each as PNG under images/, named by their content. A record may hold sample_id, task,
+        question, answer, response, rewards {name: value}, advantage, habit, and per response token: tokens
+        [str], dependency [float], kept [bool]."""
+        for record in records:
+            images = record.get("images", [record["image"]] if "image" in record else [])
+            line = {"step": step, **_plain({n: v for n, v in record.items() if n not in ("image", "images")})}
+            line["images"] = [self._store_image(image) for image in images]
+            self._append("rollouts.jsonl", json.dumps(line, ensure_ascii=False))
+
+    def _store_image(self, image: Any) -> str:
+        image = (
+            image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
+        )
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "PNG")
+        name = f"images/{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.png"
+        with self._disk("images"):
+            (self.folder / "images").mkdir(exist_ok=True)
+            if not (self.folder / name).exists():
+                checkpoints.write_file(self.folder / name, lambda path: path.write_bytes(buffer.getvalue()))
+        return name
+
+    def _append(self, name: str, line: str) -> None:
+        with self._disk(name):
+            if name not in self._files:
+                self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
+            file = self._files[name]
+            file.write((line + "\n").encode("utf-8", "backslashreplace"))
+            file.flush()
+
+    @contextmanager
+    def _disk(self, name: str) -> Iterator[None]:
+        """Disk trouble below the run folder as one sentence that also tells how to go on."""
+        try:
+            with checkpoints.disk_errors(self.folder / name):
+                yield
+        except SightRLError as error:
+            raise SightRLError(f"{error} Then continue with: {self.resume_command()}") from error
+
+    # ------------------------------------------------------------ checkpoint and resume
+
+    def checkpoint_due(self, step: int) -> bool:
+        """True every args.checkpoint_every steps, after the last step, and when a signal asked to stop."""
+        if self._signal:
+            self.stop_requested = True
+        every = self.args.checkpoint_every
+        return self.stop_requested or step + 1 >= self.total_steps or (every > 0 and (step + 1) % every == 0)
+
+    def checkpoint(self, step: int, vlm: Any, optimizer: Any, **stateful: Any) -> None:
+        """Write a checkpoint of the finished step `step`; `stateful` objects have state_dict() and
+        load_state_dict()."""
+        for name, file in self._files.items():
+            with self._disk(name):
+                os.fsync(file.fileno())
+        state = {
+            "step": step,
+            "elapsed": self._elapsed + time.perf_counter() - self._opened,
+            "random": checkpoints.random_state(),
+            "generator": self.generator.get_state(),
+            "rng": self.rng.getstate(),
+            "positions": {name: file.tell() for name, file in self._files.items()},
+            "stateful": {name: item.state_dict() for name, item in stateful.items()},
+        }
+        folder, keep = self.folder / "checkpoints", self.args.keep_checkpoints
+        with self._disk("checkpoints"):
+            checkpoints.save_checkpoint(folder, step, getattr(vlm, "model", None), optimizer, state, keep)
+        self._all_saved = step + 1 >= self.total_steps
+        if self.stop_requested:
+            self.close()
+            print(
+                f"Stopped after step {step + 1} of {self.total_steps}; continue with: {self.resume_command()}"
+            )
+
+    def resume(self, vlm: Any, optimizer: Any, **stateful: Any) -> int:
+        """Start the loop: install signals and display, load the newest checkpoint when args.resume asked for
+        it.
+
+        Returns the first step to run, 0 for a new run. metrics.jsonl and rollouts.jsonl are cut back to the
+        checkpoint.
+        """
+        self._vlm = vlm
+        first, positions = 0, {}
+        found = checkpoints.latest_checkpoint(self.folder / "checkpoints") if self.resumed else None
+        if found is not None:
+            state = checkpoints.load_checkpoint(found, getattr(vlm, "model", None), optimizer)
+            self._restore(state, stateful, found)
+            first, positions = state["step"] + 1, state["positions"]
+        with self._disk(""):
+            for name in ("metrics.jsonl", "rollouts.jsonl"):
+                self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
+                self._files[name].truncate(positions.get(name, 0))
+                self._files[name].seek(0, os.SEEK_END)  # else tell() would still give the old length
+            checkpoints.remove_leftovers(self.folder / "checkpoints")
+            if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
+                for name in ("summary.json", "eval_after.json"):
+                    (self.folder / name).unlink(missing_ok=True)
+        self._start(first)
+        return first
+
+    def _restore(self, state: dict, stateful: dict[str, Any], found: Path) -> None:
+        if set(stateful) != set(state["stateful"]):
+            raise SightRLError(
+                f"{found} keeps the state of {sorted(state['stateful'])}, this script of {sorted(stateful)}."
+            )
+        for name, item in stateful.items():
+            item.load_state_dict(state["stateful"][name])
+        self.step, self._elapsed = state["step"], state["elapsed"]
+        self.generator.set_state(state["generator"])
+        self.rng.setstate(state["rng"])
+        checkpoints.set_random_state(state["random"])
+
+    def _start(self, first: int) -> None:
+        if self.args.wandb:
+            self._wandb = _start_wandb(self.args, self.method, self.folder)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+        self._all_saved = first >= self.total_steps
+        self._display = _Display(self.method, first, self.total_steps)
+        old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"
+        self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
+        atexit.register(self.close)
+        self._opened = self._step_started = time.perf_counter()
+
+    def resume_command(self) -> str:
+        return f"{_command()} --resume {shlex.quote(str(self.folder))}"
+
+    # ------------------------------------------------------------ stopping and finishing
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """First signal: finish the step. Second, or nothing left to save: stop at once. os.write, because
+        print may be what was interrupted."""
+        if self._signal or self._all_saved:
+            self._restore_signals()
+            if self._display is not None and self._display.live is not None:
+                os.write(1, b"\x1b[?25h\n")  # show the cursor again
+            os.write(2, f"Stopped; continue with: {self.resume_command()}\n".encode())
+            os.kill(os.getpid(), number)
+            return
+        self._signal = number
+        os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more to stop at once.\n")
+
+    def _restore_signals(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._old_handlers = {}
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress display."""
+        if self._display is not None:
+            self._display.say(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Stop the display, give the signals back, close the files. Safe to call more than once."""
+        if self._display is not None:
+            self._display.close()
+            self._display = None
+        self._restore_signals()
+        for file in self._files.values():
+            file.close()
+        self._files = {}
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        atexit.unregister(self.close)
+
+    def finish(self, summary: dict) -> None:
+        """Write the final model, summary.json and report.html and tell where they are; a stopped run only
+        closes."""
+        if self.stop_requested:
+            self.close()
+            return
+        seconds = self._elapsed + time.perf_counter() - self._opened
+        if self._display is not None:
+            self._display.close()
+        if self._vlm is not None:
+            self._save_model()
+        with self._disk("summary.json"):
+            about = {"method": self.method, "steps": self.step + 1, "seconds": round(seconds, 1)}
+            checkpoints.write_json(self.folder / "summary.json", _plain({**about, **summary}))
+        if self._wandb is not None:
+            self._wandb.summary.update(_plain(summary))
+        self.close()
+        from common.report import write_report  # here: training must not need the report's code to run
+
+        with self._disk("report.html"):
+            report = write_report(self.folder)
+        print(
+            f"model   {self.folder / 'model'}\nmetrics {self.folder / 'metrics.jsonl'}\nreport  {report}",
+            flush=True,
+        )
+
+    def _save_model(self) -> None:
+        """Save under another name first: a kill leaves no half-written model that looks like a whole one."""
+        target, temporary = self.folder / "model", self.folder / f"{checkpoints.TEMPORARY}model"
+        with self._disk("model"):
+            _remove(temporary)
+            self._vlm.save(temporary)
+            _remove(target)
+            os.replace(temporary, target)
+
+
+# ---------------------------------------------------------------- the run folder
+
+
+def _open_folder(args: Any, method: str) -> tuple[Path, bool]:
+    """The run's folder and whether it continues an old run."""
+    if args.resume == "auto":
+        found = _newest_unfinished(Path(args.out), method, _config(args))
+        if found is not None:
+            return found, True
+    elif args.resume:
+        _check_same_options(Path(args.resume), args)
+        return Path(args.resume), True
+    data = re.sub(r"[^A-Za-z0-9.]+", "-", str(getattr(args, "data", "")))[-40:].strip("-.")
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = args.run_name or "-".join(p for p in (method, data, f"s{args.seed}", stamp) if p)
+    folder = Path(args.out) / name
+    if args.run_name and folder.is_dir() and any(folder.iterdir()):
+        raise SightRLError(
+            f"{folder} exists already; choose another --run-name, or continue it with --resume {folder}."
+        )
+    with checkpoints.disk_errors(folder):
+        while not args.run_name and folder.exists():  # a second run in the same second
+            folder = folder.with_name(folder.name + "x")
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder, False
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise SightRLError(
+            f"--resume {folder}: no run folder there (config.json is missing or damaged)."
+        ) from error
+
+
+def _check_same_options(folder: Path, args: Any) -> None:
+    saved, given = _read_config(folder), _config(args)
+    differing = [
+        n for n in sorted(set(saved) | set(given)) if n not in MAY_DIFFER and saved.get(n) != given.get(n)
+    ]
+    if differing:
+        started = "; ".join(f"{n} was {saved.get(n)!r}, now {given.get(n)!r}" for n in differing[:3])
+        about = json.loads((folder / "run.json").read_text())
+        raise SightRLError(
+            f"--resume {folder}: other options than at the start ({started}); continue with: "
+            f"{about['command']} --resume {shlex.quote(str(folder))}"
+        )
+
+
+def _newest_unfinished(out: Path, method: str, config: dict) -> Path | None:
+    def fits(folder: Path) -> bool:
+        if (folder / "summary.json").exists() or not (folder / "run.json").exists():
+            return False
+        saved = _read_config(folder)
+        same = all(saved.get(n) == config.get(n) for n in set(saved) | set(config) if n not in MAY_DIFFER)
+        return same and json.loads((folder / "run.json").read_text())["method"] == method
+
+    folders = sorted(out.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path.parent for path in folders if fits(path.parent)), None)
+
+
+def _lock(folder: Path) -> Any:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
+    if fcntl is None:
+        return None
+    with checkpoints.disk_errors(folder):
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (open as long as the run)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise SightRLError(f"{folder} is in use by another process; wait for it or stop it first.") from error
+    return file
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        folder.rmdir()
+
+
+# ---------------------------------------------------------------- what is written down about a run
+
+
+def _config(args: Any) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(args), default=str))
+
+
+def _command() -> str:
+    """The command line without --resume, with paths relative to the working folder where possible."""
+    words = ["python", _relative(sys.argv[0])]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word == "--resume":
+            next(rest, None)
+        elif not word.startswith("--resume="):
+            words.append(word)
+    return shlex.join(words)
+
+
+def _relative(path: str) -> str:
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _git() -> dict[str, Any]:
+    """Commit of this repository and whether files differ from it; None, None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*words: str) -> str | None:
+        try:
+            call = ["git", "-C", str(root), *words]
+            done = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    changes = git("status", "--porcelain")
+    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+
+
+def _versions() -> dict[str, Any]:
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found | {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _start_wandb(args: Any, method: str, folder: Path) -> Any:
+    """Mirror the metrics to Weights & Biases; without an account into the offline folder, never asking
+    anything."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise SightRLError("--wandb needs the wandb package: pip install wandb") from error
+    mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_account() else "offline")
+    return wandb.init(
+        project="sightrl",
+        group=method,
+        name=folder.name,
+        id=folder.name,
+        resume="allow",
+        mode=mode,
+        dir=str(folder),
+        config=_config(args),
+        settings=wandb.Settings(silent=True),
+    )
+
+
+def _wandb_account() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def _number(value: Any) -> float | int | None:
+    """A metric as a JSON number: tensors and NumPy scalars become floats, what is not finite becomes None."""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    """Nested values as JSON: tensors and arrays as lists, floats with 6 significant digits, not finite as
+    None."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _peak_memory_gb() -> float | None:
+    """Largest memory so far in GB (1e9 bytes): of the GPU's allocator, or of this process without a GPU."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    if resource is None:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+# ---------------------------------------------------------------- progress
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(7), duration(200), duration(7500)
+    ('7s', '3m20s', '2h05m')
+    """
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+class _Display:
+    """A live line on a terminal, a plain line now and then anywhere else."""
+
+    def __init__(self, method: str, first: int, total: int) -> None:
+        self.total, self.recent = total, []
+        self.console = Console()
+        self.live: Live | None = None
+        self._last_plain = -math.inf
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())
+            self.progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
+            self.task = self.progress.add_task(method, total=total, completed=first, numbers="")
+            self.phases = Text("", style="dim")
+            self.live = Live(Group(self.progress, self.phases), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def update(self, step: int, record: dict[str, Any]) -> None:
+        self.recent = [*self.recent, record["seconds/step"]][-20:]
+        left = (self.total - step - 1) * float(np.median(self.recent))
+        numbers = "  ".join([*_headline(record), f"{duration(left)} left"])
+        seconds = {n[8:]: s for n, s in record.items() if n.startswith("seconds/") and n != "seconds/step"}
+        phases = "  ".join(f"{name} {value:.2f}s" for name, value in seconds.items())
+        if self.live is not None:
+            self.progress.update(self.task, completed=step + 1, numbers=numbers)
+            self.phases.plain = phases
+            return
+        now = time.monotonic()
+        if step + 1 >= self.total or now - self._last_plain >= PLAIN_SECONDS:
+            self._last_plain = now
+            print(
+                f"step {step + 1}/{self.total}  {numbers}" + (f"  ({phases})" if phases else ""), flush=True
+            )
+
+    def say(self, text: str) -> None:
+        if self.live is not None:
+            self.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+def _headline(record: dict[str, Any]) -> list[str]:
+    """Reward, accuracy and speed for the progress line, as far as they were logged."""
+    shown = []
+    for label, names in (
+        ("reward", ("reward/mean", "reward")),
+        ("accuracy", ("accuracy", "reward/accuracy")),
+    ):
+        name = next((n for n in names if record.get(n) is not None), None)
+        if name is not None:
+            shown.append(f"{label} {record[name]:.3f}")
+    if record.get("loss") is not None and not shown:
+        shown.append(f"loss {record['loss']:.4f}")
+    if record.get("tokens_per_second"):
+        shown.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    return shown
