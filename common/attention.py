@@ -1,0 +1,294 @@
+"""Attention that pays for every prompt once, plugged into transformers' models through their AttentionInterface.
+
+Three layouts, each a small object handed to the model's layers as the keyword argument `layout`:
+
+* SharedPrefix: all tokens of a batch in one row, first the prompts, then the responses, nothing padded. A prompt token
+  sees the prompt up to itself; a response token sees its prompt and its own response up to itself. Used for scoring and
+  training, and (without responses) for the prefill of decoding.
+* DecodeCache: one new token per response against the prompt's keys (kept once per group) and its own suffix.
+* no layout: the model's ordinary forward; transformers' own SDPA function is used.
+
+The vision tower gets a second function, which attends within the segments (windows or whole images) of the row,
+all segments of one length in one call. flash-attn's varlen kernel is used for both where it is installed and fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+
+TEXT_ATTENTION = "sightrl"
+# "flash" in the name makes the library's vision tower hand over all segments in one call instead of one by one.
+VISION_ATTENTION = "sightrl_vision_flash"
+
+
+def use_flash(query: Tensor) -> bool:
+    """True where flash-attn is importable and takes this tensor: CUDA and half precision."""
+    return flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """PyTorch's attention on [batch, heads, tokens, dim] with fewer key than query heads."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.is_cuda and mask is not None:  # the CUDA kernels that take a mask want equal heads
+        key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1)
+
+
+def padding_slots(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How to pad a ragged row: (slots, filled, valid).
+
+    lengths: int64 [n]. slots: int64 [n, longest], the row index of every padded place (0 where there is none); filled:
+    bool [n, longest]; valid: int64 [sum of lengths], the flat padded places that hold a token, in the row's order.
+    """
+    places = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device)
+    filled = places < lengths[:, None]  # [n, longest]
+    slots = ((lengths.cumsum(0) - lengths)[:, None] + places).masked_fill(~filled, 0)
+    return slots, filled, filled.flatten().nonzero().flatten()
+
+
+def offsets(lengths: Tensor) -> Tensor:
+    """int32 [n + 1]: where each of n sequences starts in the row, and the end."""
+    return F.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+class Ragged:
+    """Sequences of several lengths lying one behind another in a row; pads and unpads them."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.lengths, self.total, self.longest = lengths, sum(lengths), max(lengths, default=0)
+        self.equal = self.total == self.longest * len(lengths)  # then padding is a reshape
+        self.slots, self.filled, self.valid = (t.to(device) for t in padding_slots(torch.tensor(lengths, dtype=torch.int64)))
+        self.offsets = offsets(torch.tensor(lengths, dtype=torch.int64)).to(device)
+
+    def pad(self, row: Tensor) -> Tensor:
+        """[total, heads, dim] -> [n, heads, longest, dim]; the padding holds copies of other tokens."""
+        padded = row.reshape(len(self.lengths), self.longest, *row.shape[1:]) if self.equal else row[self.slots]
+        return padded.transpose(1, 2)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[n, heads, longest, dim] -> [total, heads, dim]."""
+        row = padded.transpose(1, 2).flatten(0, 1)
+        return row if self.equal else row[self.valid]
+
+
+class SharedPrefix:
+    """Layout of a row [prompt_1 ... prompt_B, response_1 ... response_N]; response n belongs to prompt n // G.
+
+    prompt_lengths: B lengths >= 1. response_lengths: N = B*G lengths >= 0, or empty for a prefill. keep: a prefill
+    stores each layer's padded prompt keys and values, [B, kv heads, P, dim], in `kept`.
+    """
+
+    def __init__(self, prompt_lengths: list[int], response_lengths: list[int], device: torch.device,
+                 dtype: torch.dtype, keep: bool = False) -> None:  # fmt: skip
+        self.prompts, self.responses = Ragged(prompt_lengths, device), Ragged(response_lengths, device)
+        self.group = len(response_lengths) // len(prompt_lengths)
+        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
+        self.mask: Tensor | None = None
+        self.key_slots: Tensor | None = None
+        if self.responses.total:
+            self.mask = self.suffix_mask(dtype)
+
+    def suffix_mask(self, dtype: torch.dtype) -> Tensor:
+        """Additive [1 or N, 1, R, P + R]: a response token sees its prompt and its response up to itself."""
+        width, device = self.responses.longest, self.responses.slots.device
+        own = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None]  # [1, R, R]
+        seen = torch.ones(1, self.prompts.longest, dtype=torch.bool, device=device)
+        if not self.prompts.equal:
+            seen = self.prompts.filled.repeat_interleave(self.group, 0)
+        seen = seen[:, None].expand(-1, width, -1)  # [1 or N, R, P]
+        allowed = torch.cat([seen, own.expand(len(seen), -1, -1)], dim=2)
+        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)[:, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [T, heads, dim], key and value [T, kv heads, dim] -> [T, heads, dim]."""
+        split, pad = self.prompts.total, self.prompts.pad
+        if use_flash(query) and self.kept is None:
+            return self.attend_flash(query, key, value, scale)
+        prompt_key, prompt_value = pad(key[:split]), pad(value[:split])  # [B, kv heads, P, dim]
+        if self.kept is not None:
+            self.kept.append((prompt_key, prompt_value))
+        # Padding lies behind the prompt, so the causal rule alone hides it from every real token.
+        out = self.prompts.unpad(sdpa(pad(query[:split]), prompt_key, prompt_value, None, True, scale))
+        if not self.responses.total:
+            return out
+        pad = self.responses.pad
+        key = torch.cat([self.per_response(prompt_key), pad(key[split:])], dim=2)  # [N, kv heads, P + R, dim]
+        value = torch.cat([self.per_response(prompt_value), pad(value[split:])], dim=2)
+        suffix = sdpa(pad(query[split:]), key, value, self.mask, False, scale)
+        return torch.cat([out, self.responses.unpad(suffix)])
+
+    def per_response(self, prompt: Tensor) -> Tensor:
+        """[B, ...] -> [N, ...], one row per response."""
+        return prompt[:, None].expand(-1, self.group, *prompt.shape[1:]).flatten(0, 1)
+
+    def attend_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """As attend, without padding: flash-attn aligns the causal rule at the end, so the suffix queries of a response
+        against the keys [prompt, response] see exactly what they may."""
+        split, prompts, responses = self.prompts.total, self.prompts, self.responses
+        out = flash_attn_varlen_func(query[:split], key[:split], value[:split], prompts.offsets, prompts.offsets,
+                                     prompts.longest, prompts.longest, softmax_scale=scale, causal=True)  # fmt: skip
+        if not responses.total:
+            return out
+        slots, key_offsets = self.suffix_keys()
+        suffix = flash_attn_varlen_func(query[split:], key[slots], value[slots], responses.offsets, key_offsets,
+                                        responses.longest, prompts.longest + responses.longest,
+                                        softmax_scale=scale, causal=True)  # fmt: skip
+        return torch.cat([out, suffix])
+
+    def suffix_keys(self) -> tuple[Tensor, Tensor]:
+        """Row indices of [prompt of n, response n] for every response n, and where each starts."""
+        if self.key_slots is None:
+            device = self.prompts.slots.device
+            own = self.prompts.total + self.responses.slots  # [N, R]
+            slots = torch.cat([self.per_response(self.prompts.slots), own], dim=1)  # [N, P + R]
+            filled = torch.cat([self.per_response(self.prompts.filled), self.responses.filled], dim=1)
+            self.key_slots, self.key_offsets = slots[filled], offsets(filled.sum(1)).to(device)
+        return self.key_slots, self.key_offsets
+
+
+@dataclass
+class DecodeCache:
+    """Layout of a decoding step: row m of M holds the newest token of a response still being written.
+
+    The prompts' keys and values are stored once per group, whatever the group's size; the responses' own in buffers
+    that grow by doubling. `keep_rows` drops finished rows.
+    """
+
+    prompts: list[tuple[Tensor, Tensor]]  # per layer: keys [B, kv heads, dim, P] (transposed), values [B, kv heads, P, dim]
+    prompt_mask: Tensor | None  # additive f32 [B, 1, 1, P], None when all prompts are equally long
+    owner: Tensor  # int64 [M], the prompt of every row
+    group: int | None  # rows per prompt while all are alive, else None
+    length: int = 0  # tokens already in the suffix buffers
+    suffixes: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # per layer: keys, values [M, kv heads, C, dim]
+    slots: tuple[Tensor, Tensor] | None = None  # see ragged_slots
+
+    @classmethod
+    def start(cls, prefix: SharedPrefix, group: int, rows: int) -> DecodeCache:
+        """From a prefill. rows: capacity of the suffix buffers at the start, in tokens."""
+        mask = None
+        if not prefix.prompts.equal:
+            mask = torch.zeros(prefix.prompts.filled.shape, device=prefix.prompts.filled.device)
+            mask = mask.masked_fill(~prefix.prompts.filled, -torch.inf)[:, None, None]
+        prompts = [(key.transpose(2, 3).contiguous(), value.contiguous()) for key, value in prefix.kept]
+        batch, heads, dim, _ = prompts[0][0].shape
+        owner = torch.arange(batch, device=prompts[0][0].device).repeat_interleave(group)
+        suffixes = [tuple(key.new_zeros(batch * group, heads, rows, dim) for _ in range(2)) for key, _ in prompts]
+        return cls(prompts, mask, owner, group, suffixes=suffixes)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [M, heads, dim], key and value [M, kv heads, dim] of the newest tokens -> [M, heads, dim]."""
+        keys, values = self.suffixes[layer]
+        end = self.length + 1
+        keys[:, :, self.length], values[:, :, self.length] = key, value
+        rows, heads, dim = query.shape
+        query = (query * scale).reshape(rows, key.shape[1], -1, dim)  # [M, kv heads, heads per kv head, dim]
+        prompt_keys, prompt_values = self.prompts[layer]
+        on_prompt = self.by_prompt(query) @ prompt_keys  # [B, kv heads, Gmax * per, P]
+        if self.prompt_mask is not None:
+            on_prompt = on_prompt + self.prompt_mask.to(on_prompt.dtype)
+        on_own = query @ keys[:, :, :end].transpose(2, 3)  # [M, kv heads, per, t]
+        scores = torch.cat([self.by_row(on_prompt, query), on_own], dim=3)
+        weights = scores.softmax(dim=3, dtype=torch.float32).to(query.dtype)
+        prompt_weights, own_weights = weights.split([prompt_keys.shape[3], end], dim=3)
+        out = self.by_row(self.by_prompt(prompt_weights) @ prompt_values, query) + own_weights @ values[:, :, :end]
+        return out.reshape(rows, heads, dim)
+
+    def by_prompt(self, rows: Tensor) -> Tensor:
+        """[M, kv heads, per, x] -> [B, kv heads, Gmax * per, x]: the rows of one prompt side by side."""
+        if self.group is not None:
+            grid = rows.reshape(-1, self.group, *rows.shape[1:])
+        else:
+            grid = rows[self.slots[0]]  # [B, Gmax, kv heads, per, x]
+        return grid.transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, grid: Tensor, like: Tensor) -> Tensor:
+        """The inverse of by_prompt; like: any [M, kv heads, per, ...] tensor."""
+        batch, heads, width, x = grid.shape
+        rows = grid.reshape(batch, heads, -1, like.shape[2], x).transpose(1, 2).flatten(0, 1)  # [B * Gmax, kv heads, per, x]
+        return rows if self.group is not None else rows[self.slots[1]]
+
+    def advance(self) -> None:
+        """Call after all layers have seen a token; makes room for the next one."""
+        self.length += 1
+        if self.length == self.suffixes[0][0].shape[2]:
+            self.suffixes = [tuple(torch.cat([t, torch.zeros_like(t)], dim=2) for t in pair) for pair in self.suffixes]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop all rows but these (int64, ascending), and prompts that have no row left."""
+        alive, owner = self.owner[rows].unique(return_inverse=True)  # ascending
+        if len(alive) < len(self.prompts[0][0]):
+            self.prompts = [(key[alive], value[alive]) for key, value in self.prompts]
+            self.prompt_mask = self.prompt_mask[alive] if self.prompt_mask is not None else None
+        self.suffixes = [(key[rows], value[rows]) for key, value in self.suffixes]
+        self.owner, self.group = owner, None
+        slots, filled, valid = padding_slots(torch.bincount(owner, minlength=len(alive)))
+        if valid.numel() == filled.numel():
+            self.group = filled.shape[1]
+        self.slots = (slots, valid)  # [B, Gmax] -> rows, and back
+
+
+def text_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                   scaling: float | None = None, layout: SharedPrefix | DecodeCache | None = None,
+                   **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """The function registered with transformers. query: [1, heads, T, dim] with a layout, else whatever HF passes."""
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    rows = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim] each
+    return layout.attend(module.layer_idx, *rows, scale)[None], None
+
+
+def equal_lengths(cu_seqlens: Tensor) -> list[tuple[int, Tensor | None]]:
+    """Segments sorted into batches of one length: (length, int64 [n, length] row indices), indices None when all are equal."""
+    lengths = cu_seqlens.diff()
+    if bool((lengths == lengths[0]).all()):
+        return [(int(lengths[0]), None)]
+    batches = []
+    for length in lengths.unique().tolist():
+        starts = cu_seqlens[:-1][lengths == length].long()
+        batches.append((length, starts[:, None] + torch.arange(length, device=cu_seqlens.device)))
+    return batches
+
+
+def vision_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                     cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None,
+                     segments: dict[int, list] | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention within segments; query, key, value [1, heads, T, dim], segments start at cu_seq_lens_q [n + 1].
+
+    segments: a dictionary that lives for one forward of the tower and remembers how its segments are batched.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim]
+    if use_flash(query):
+        out = flash_attn_varlen_func(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+                                     softmax_scale=scale, causal=False)  # fmt: skip
+        return out[None], None
+    segments = {} if segments is None else segments
+    if id(cu_seq_lens_q) not in segments:
+        segments[id(cu_seq_lens_q)] = equal_lengths(cu_seq_lens_q)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for length, rows in segments[id(cu_seq_lens_q)]:
+        batch = ((t.reshape(-1, length, *t.shape[1:]) if rows is None else t[rows]).transpose(1, 2) for t in (query, key, value))
+        part = F.scaled_dot_product_attention(*batch, scale=scale).transpose(1, 2)  # [n, length, heads, dim]
+        if rows is None:
+            return part.reshape(1, *query.shape), None
+        out = out.index_copy(0, rows.flatten(), part.flatten(0, 1))
+    return out[None], None
+
+
+AttentionInterface.register(TEXT_ATTENTION, text_attention)
+AttentionInterface.register(VISION_ATTENTION, vision_attention)
+AttentionMaskInterface.register(TEXT_ATTENTION, sdpa_mask)  # for the model's ordinary forward; with a layout no mask is made

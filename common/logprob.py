@@ -1,0 +1,168 @@
+"""Log-probabilities and entropies of responses: the shared-prefix forward and a head that never builds [tokens, vocab].
+
+`response_logps` is what losses and references call; `token_logps` is the head alone; `next_token_logits` defines the
+distribution (temperature, banned ids) for scoring and sampling alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from common.vlm import VLM, ImageFeatures, Prompt
+
+CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in float32, and no more than a few such buffers at a time
+BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
+KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the probabilities instead of rebuilding them
+
+
+def next_token_logits(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:
+    """float32 logits [M, V] of the policy: linear head, divided by the temperature, banned ids at BANNED_LOGIT.
+
+    A finite number instead of -inf keeps p log p = 0 and its gradient exactly, without special cases.
+    """
+    logits = (hidden @ weight.T).float()
+    if temperature != 1.0:
+        logits.div_(temperature)
+    return logits.index_fill_(1, banned, BANNED_LOGIT)
+
+
+class TokenLogps(torch.autograd.Function):
+    """(log-prob of the target, entropy) per token, in chunks of tokens; all statistics in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float,
+                want_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        count = len(targets)
+        logps, lse, entropy = (torch.zeros(count, device=hidden.device) for _ in range(3))
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ctx.kept = [] if needs_grad and count * len(weight) <= KEEP_ELEMENTS else None
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            logits = next_token_logits(hidden[part], weight, banned, temperature)  # [m, V]
+            lse[part] = logits.logsumexp(1)
+            all_logps = logits.sub_(lse[part, None])  # [m, V]
+            logps[part] = all_logps.gather(1, targets[part, None])[:, 0]
+            if want_entropy:
+                entropy[part] = -(all_logps.exp() * all_logps).sum(1)
+            if ctx.kept is not None:
+                ctx.kept.append(all_logps)
+        ctx.save_for_backward(hidden, weight, targets, banned, lse, entropy)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logps, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, banned, lse, entropy = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Sums over chunks are kept in float32: thousands of bf16 additions would lose the small ones.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        grad_logps = torch.zeros_like(lse) if grad_logps is None else grad_logps
+        for number, start in enumerate(range(0, len(targets), ctx.chunk)):
+            part = slice(start, start + ctx.chunk)
+            if ctx.kept is not None:
+                all_logps = ctx.kept[number]
+            else:
+                all_logps = next_token_logits(hidden[part], weight, banned, ctx.temperature).sub_(lse[part, None])
+            probs = all_logps.exp()  # [m, V]
+            # d logp[target] / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
+            factor = -grad_logps[part, None]
+            if grad_entropy is not None:
+                factor = factor - grad_entropy[part, None] * (all_logps + entropy[part, None])
+            grad = probs.mul_(factor)
+            grad.scatter_add_(1, targets[part, None], grad_logps[part, None])
+            grad = (grad.div_(ctx.temperature) if ctx.temperature != 1.0 else grad).to(weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad @ weight
+            if grad_weight is not None:
+                grad_weight += (grad.T @ hidden[part]).float()
+        ctx.kept = None
+        grad_weight = grad_weight.to(weight.dtype) if grad_weight is not None else None
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float = 1.0,
+                entropy: bool | str = True) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """float32 (log-probs of targets [M], entropies [M]) under softmax(hidden @ weight.T / temperature) without banned ids.
+
+    hidden: [M, d]; weight: [V, d] of the same dtype; targets: int64 [M]; banned: int64 ids. entropy: True without
+    gradient, "grad" with gradient, False for zeros. Memory: a few chunks of CHUNK_ELEMENTS floats.
+    """
+    chunk = max(1, CHUNK_ELEMENTS // len(weight))
+    logps, entropies = TokenLogps.apply(hidden, weight, targets, banned, temperature or 1.0, bool(entropy), chunk)
+    return logps, entropies if entropy == "grad" else entropies.detach()
+
+
+def micro_batches(lengths: list[int], max_tokens: int | None) -> list[list[int]]:
+    """Groups packed into batches of at most max_tokens: longest first, each into the first batch with room.
+
+    lengths: tokens of every group (prompt once + responses). A group longer than max_tokens gets a batch of its own;
+    max_tokens None or 0 means one batch. Deterministic.
+
+    >>> micro_batches([5, 9, 4, 5], 10)
+    [[1], [0, 3], [2]]
+    """
+    if not max_tokens:
+        return [list(range(len(lengths)))] if lengths else []
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for batch, free in enumerate(room):
+            if lengths[index] <= free:
+                batches[batch].append(index)
+                room[batch] -= lengths[index]
+                break
+        else:
+            batches.append([index])
+            room.append(max_tokens - lengths[index])
+    return batches
+
+
+def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, *, temperature: float = 1.0,
+                   features: list[ImageFeatures] | None = None, entropy: bool | str = True,
+                   max_tokens: int | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Log-probs and entropies, float32 [N, R] each, of responses to prompts; 0 where mask is 0.
+
+    tokens: int64 [N, R], mask: bool [N, R] with the valid tokens first; N = len(prompts) * G, G >= 1, and row n belongs
+    to prompt n // G. temperature: as when sampling; 0 (greedy) counts as 1. features: of `vlm.encode_images`, else they
+    are computed here. entropy: True without gradient, "grad" with gradient, False for zeros. max_tokens: split into
+    several forwards of whole groups (for passes without gradient). Gradient flows iff torch.is_grad_enabled().
+    """
+    group = len(tokens) // len(prompts)
+    if group * len(prompts) != len(tokens) or not group:
+        raise ValueError(f"{len(tokens)} responses cannot be shared out evenly among {len(prompts)} prompts")
+    lengths = mask.sum(1).tolist()  # [N]
+    if not max_tokens:
+        return group_logps(vlm, prompts, tokens, mask, lengths, temperature, features, entropy)
+    logps, entropies = torch.zeros(mask.shape, device=mask.device), torch.zeros(mask.shape, device=mask.device)
+    packed = [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
+    for batch in micro_batches(packed, max_tokens):
+        rows = [i * group + j for i in batch for j in range(group)]
+        chosen = [features[i] for i in batch] if features is not None else None
+        parts = group_logps(vlm, [prompts[i] for i in batch], tokens[rows], mask[rows], [lengths[n] for n in rows],
+                            temperature, chosen, entropy)  # fmt: skip
+        logps[rows], entropies[rows] = parts
+    return logps, entropies
+
+
+def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, lengths: list[int], temperature: float,
+                features: list[ImageFeatures] | None, entropy: bool | str) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """response_logps in a single forward; lengths: valid tokens of every row."""
+    group = len(tokens) // len(prompts)
+    features = vlm.encode_images(prompts) if features is None else features
+    # The last token of a response predicts nothing that is scored, so it need not be run.
+    hidden, layout = vlm.run_groups(prompts, features, tokens, [max(n - 1, 0) for n in lengths])  # [T, d]
+    prompt_ends = layout.prompts.offsets[1:].long() - 1  # [B]
+    suffix_starts = layout.prompts.total + layout.responses.offsets[:-1].long()  # [N]
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    # Token t is predicted at token t - 1 of the response, the first one at the end of the prompt.
+    source = torch.where(places == 0, prompt_ends.repeat_interleave(group)[:, None], suffix_starts[:, None] + places - 1)
+    flat, flat_entropy = token_logps(hidden[source[mask]], vlm.head_weight, tokens[mask], vlm.banned_ids, temperature, entropy)
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_scatter(mask, flat), zeros.masked_scatter(mask, flat_entropy)

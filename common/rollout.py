@@ -1,0 +1,164 @@
+"""The sampler: G responses to every prompt, each prompt run once and its keys and values kept once.
+
+Tokens come from the same float32 distribution that scoring uses (`next_token_logits`), and their log-probs are kept, so
+an on-policy update needs no second pass for the old log-probs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.attention import DecodeCache
+from common.logprob import next_token_logits
+from common.vlm import VLM, ImageFeatures, Prompt
+
+FIRST_CAPACITY = 64  # tokens a suffix cache holds at the start; it doubles when full
+CUDA_CHECK_EVERY = 16  # steps between looks at who has finished, each of which waits for the GPU
+
+
+@dataclass
+class Rollout:
+    """B prompts with G responses each; row n of the N = B * G rows belongs to prompt n // G."""
+
+    prompts: list[Prompt]
+    group_size: int
+    tokens: Tensor  # int64 [N, R], right-padded with pad_id
+    mask: Tensor  # bool [N, R], the response up to and including its first end-of-sequence token
+    logps: Tensor  # f32 [N, R] under softmax(logits / temperature) without banned ids; 0 where mask is 0
+    truncated: Tensor  # bool [N], no end of sequence within the limit
+    texts: list[str]  # N, special tokens skipped
+    features: list[ImageFeatures] | None  # kept when the vision tower is frozen, so that scoring reuses them
+    pad_id: int = 0
+
+    def select(self, prompt_indices: list[int]) -> Rollout:
+        """The groups of some prompts, tokens cut to the longest response among them."""
+        group = self.group_size
+        rows = [i * group + j for i in prompt_indices for j in range(group)]
+        mask = self.mask[rows]
+        width = int(mask.sum(1).max()) if rows else 0
+        return Rollout([self.prompts[i] for i in prompt_indices], group, self.tokens[rows, :width], mask[:, :width],
+                       self.logps[rows, :width], self.truncated[rows], [self.texts[n] for n in rows],
+                       [self.features[i] for i in prompt_indices] if self.features is not None else None,
+                       self.pad_id)  # fmt: skip
+
+
+def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens: int, temperature: float = 1.0,
+            top_p: float = 1.0, generator: torch.Generator | None = None, features: list[ImageFeatures] | None = None,
+            max_rows: int | None = None) -> Rollout:  # fmt: skip
+    """Sample group_size responses of at most max_new_tokens tokens to every prompt.
+
+    temperature 0 takes the likeliest token; the kept log-probs are then those of temperature 1. top_p < 1 restricts the
+    choice to the likeliest tokens whose probabilities add up to top_p, and leaves the kept log-probs alone. generator: a
+    CPU generator; the same state gives the same responses, whatever max_rows is. features: of `vlm.encode_images`, else
+    they are computed here. max_rows: decode at most so many responses at once, in whole groups.
+    """
+    count = len(prompts) * group_size
+    # One uniform number per token, drawn up front: results depend neither on max_rows nor on who finishes first.
+    uniform = torch.rand(count, max_new_tokens, generator=generator, dtype=torch.float64).to(vlm.device)  # [N, R]
+    tokens = torch.full((count, max_new_tokens), vlm.pad_id, device=vlm.device)
+    logps = torch.zeros(count, max_new_tokens, device=vlm.device)
+    was_training = vlm.base.training
+    vlm.base.eval()  # no gradient checkpointing here
+    with torch.no_grad():
+        features = vlm.encode_images(prompts) if features is None else features
+        step = max(1, (max_rows or count) // group_size)
+        for start in range(0, len(prompts), step):
+            part, rows = slice(start, start + step), slice(start * group_size, (start + step) * group_size)
+            decode(vlm, prompts[part], features[part], group_size, temperature, top_p, uniform[rows], tokens[rows], logps[rows])
+    vlm.base.train(was_training)
+    mask, truncated = response_mask(tokens, torch.tensor(vlm.eos_ids, device=vlm.device))
+    width = int(mask.sum(1).max()) if count else 0
+    tokens, mask, logps = tokens[:, :width], mask[:, :width], logps[:, :width]
+    tokens = tokens.masked_fill(~mask, vlm.pad_id)
+    texts = vlm.tokenizer.batch_decode([row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist())], skip_special_tokens=True)
+    kept = None if vlm.train_vision else features
+    return Rollout(prompts, group_size, tokens, mask, logps.masked_fill(~mask, 0.0), truncated, texts, kept, vlm.pad_id)
+
+
+def response_mask(tokens: Tensor, eos_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(bool [N, R] true up to and including the first end-of-sequence token, bool [N] rows without one)."""
+    ends = torch.isin(tokens, eos_ids)  # [N, R]
+    return ends.cumsum(1) - ends.long() == 0, ~ends.any(1)
+
+
+def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group: int, temperature: float, top_p: float,
+           uniform: Tensor, tokens: Tensor, logps: Tensor) -> None:  # fmt: skip
+    """Fill tokens and logps [n, R] with responses to the prompts, n = len(prompts) * group.
+
+    Rows beyond their end-of-sequence token hold whatever was computed until they were dropped.
+    """
+    limit = tokens.shape[1]
+    hidden, prefix = vlm.run_groups(prompts, features, keep=True)  # [all prompt tokens, d]
+    hidden = hidden[prefix.prompts.offsets[1:].long() - 1].repeat_interleave(group, 0)  # [n, d]
+    cache = DecodeCache.start(prefix, group, min(limit, FIRST_CAPACITY))
+    position = torch.tensor([p.next_position for p in prompts], device=vlm.device).repeat_interleave(group)  # [n]
+    rows = torch.arange(len(tokens), device=vlm.device)  # the rows still being written
+    ends = torch.tensor(vlm.eos_ids, device=vlm.device)
+    finished = torch.zeros(len(tokens), dtype=torch.bool, device=vlm.device)
+    look_every = CUDA_CHECK_EVERY if vlm.device.type == "cuda" else 1
+    for t in range(limit):
+        logits = next_token_logits(hidden, vlm.head_weight, vlm.banned_ids, temperature or 1.0)  # f32 [m, V]
+        chosen, chosen_logps = choose(logits, uniform[rows, t], temperature, top_p)  # [m]
+        tokens[rows, t], logps[rows, t] = chosen, chosen_logps
+        if t + 1 == limit:
+            return
+        finished |= torch.isin(chosen, ends)
+        if t % look_every == 0:
+            alive = (~finished).nonzero().flatten()
+            if not len(alive):
+                return
+            if len(alive) < len(rows):
+                cache.keep_rows(alive)
+                rows, chosen, position, finished = rows[alive], chosen[alive], position[alive], finished[alive]
+        hidden = decode_step(vlm, cache, chosen, position + t)
+
+
+def decode_step(vlm: VLM, cache: DecodeCache, tokens: Tensor, position: Tensor) -> Tensor:
+    """Run one token per row, int64 [m], at these positions [m]; hidden states [m, d]."""
+    model = vlm.language_model
+    hidden = model.embed_tokens(tokens)[None]  # [1, m, d]
+    rotation = model.rotary_emb(hidden, position.expand(3, 1, -1))
+    for layer in model.layers:
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotation, layout=cache)
+    cache.advance()
+    return model.norm(hidden)[0]
+
+
+def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """(token, its log-prob) per row of f32 logits [m, V]; uniform: float64 [m] in [0, 1)."""
+    all_logps = logits.log_softmax(1)  # [m, V]
+    if temperature == 0:
+        chosen = logits.argmax(1)
+    else:
+        probs = all_logps.exp()
+        if top_p < 1:
+            probs = nucleus(probs, top_p)
+        # Inverse of the distribution function, in float64 so that large vocabularies lose nothing to rounding.
+        ladder = probs.cumsum(1, dtype=torch.float64)  # [m, V]
+        chosen = torch.searchsorted(ladder, uniform[:, None] * ladder[:, -1:], right=True)[:, 0]
+        chosen = chosen.clamp(max=logits.shape[1] - 1)
+    return chosen, all_logps.gather(1, chosen[:, None])[:, 0]
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Probabilities [m, V] with everything outside the smallest set of mass top_p set to 0 (the likeliest token stays)."""
+    ordered, order = probs.sort(dim=1, descending=True, stable=True)
+    outside = ordered.cumsum(1, dtype=torch.float64) - ordered >= top_p  # the mass before this token suffices
+    return torch.zeros_like(probs).scatter(1, order, ordered.masked_fill(outside, 0.0))
+
+
+def concat_rollouts(parts: list[Rollout]) -> Rollout:
+    """Several rollouts of one group size behind one another, padded to the longest response."""
+    width = max(part.tokens.shape[1] for part in parts)
+
+    def join(name: str, fill: int = 0) -> Tensor:
+        return torch.cat([F.pad(getattr(p, name), (0, width - p.tokens.shape[1]), value=fill) for p in parts])
+
+    kept = [f for p in parts for f in p.features] if all(p.features is not None for p in parts) else None
+    return Rollout([prompt for p in parts for prompt in p.prompts], parts[0].group_size, join("tokens", parts[0].pad_id),
+                   join("mask"), join("logps"), torch.cat([p.truncated for p in parts]), [t for p in parts for t in p.texts],
+                   kept, parts[0].pad_id)  # fmt: skip
