@@ -1,0 +1,252 @@
+"""Bookkeeping that is the same in every method: metrics of a rollout, evaluations before and after, budgets.
+
+Nothing here decides what is learned; that is in the method's file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.args import CommonArgs
+from common.data import Sample, Stream, open_dataset
+from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
+from common.grpo import has_spread
+from common.rewards import accuracy, parse_state
+from common.rollout import Rollout
+from common.run import Run
+from common.vlm import VLM, Prompt, load_vlm
+
+WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribute pairs, flipped answer prior
+
+
+def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
+    """The sample's question in the template, with its images."""
+    return vlm.prompt(template.replace("{question}", sample.question), sample.load_images())
+
+
+def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
+    """The model of the options. needs_reference: keep the starting model too (LoRA: the base without
+    adapters)."""
+    reference = "none" if not needs_reference else "adapter" if args.lora_rank else "copy"
+    names = ("dtype", "device", "lora_rank", "lora_alpha", "train_vision", "gradient_checkpointing",
+             "min_pixels", "max_pixels")  # fmt: skip
+    return load_vlm(args.model, reference=reference, **{name: getattr(args, name) for name in names})
+
+
+def load_stream(args: CommonArgs) -> Stream:
+    """The training questions of the options, endless and reshuffled every epoch."""
+    options = {"bad_rows": args.bad_rows, "columns": args.columns, "limit": args.limit}
+    return Stream(open_dataset(args.data, "train", seed=args.seed, **options), seed=args.seed)
+
+
+class Budget:
+    """Generated tokens and training minutes so far, kept in checkpoints."""
+
+    def __init__(self, tokens: int, minutes: float) -> None:
+        """Limits; 0 means none."""
+        self.limits, self.tokens, self.seconds, self.started = (tokens, minutes), 0, 0.0, time.monotonic()
+
+    def spent(self) -> bool:
+        tokens, minutes = self.limits
+        seconds = self.seconds + time.monotonic() - self.started
+        return bool(tokens and self.tokens >= tokens) or bool(minutes and seconds >= 60 * minutes)
+
+    def state_dict(self) -> dict:
+        return {"tokens": self.tokens, "seconds": self.seconds + time.monotonic() - self.started}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.tokens, self.seconds, self.started = state["tokens"], state["seconds"], time.monotonic()
+
+
+class Averages:
+    """Means over micro-batches of token or response quantities (every value weighs the same), and maxima."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: dict[str, Tensor | float] = {}
+        self.largest: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
+        """Add values where mask is true (all without a mask). No GPU synchronisation."""
+        values = values.detach().float()
+        mask = torch.ones_like(values) if mask is None else mask.float()
+        self.sums[name] = self.sums.get(name, 0.0) + (values * mask).sum()
+        self.counts[name] = self.counts.get(name, 0.0) + mask.sum()
+
+    def add_max(self, name: str, values: Tensor) -> None:
+        """Keep the largest value seen."""
+        value = values.detach().max() if values.numel() else torch.zeros(())
+        self.largest[name] = torch.maximum(self.largest.get(name, value), value)
+
+    def add_range(self, name: str, values: Tensor) -> None:
+        """Keep <name>_min and <name>_max."""
+        self.add_max(f"{name}_max", values)
+        self.add_max(f"-{name}_min", -values)
+
+    def result(self) -> dict[str, float]:
+        means = {name: float(total) / max(float(self.counts[name]), 1.0) for name, total in self.sums.items()}
+        signs = {name: -1.0 if name.startswith("-") else 1.0 for name in self.largest}
+        return means | {name.lstrip("-"): signs[name] * float(value) for name, value in self.largest.items()}
+
+
+def group_rows(groups: Iterable[int], group_size: int, device: Any = None) -> Tensor:
+    """int64 row numbers of the responses of some groups: group g owns rows g G ... g G + G - 1."""
+    return torch.tensor([g * group_size + i for g in groups for i in range(group_size)], device=device)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+# ------------------------------------------------------------------------------------------- what was sampled
+def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
+                    terms: dict[str, Tensor]) -> dict[str, float]:  # fmt: skip
+    """Metrics of everything sampled in one step, before dynamic sampling throws groups away.
+
+    right: float [N], graded 0/1; terms: reward term -> float [N]; row n belongs to samples[n // G]. Returned
+    names: tokens and prompts (counts); reward/mean and reward/<term> (means over responses); accuracy;
+    length, length/correct, length/wrong (tokens); truncated (no end of sequence) and no_answer (nothing
+    readable), shares of responses; habit/<name>, shares of responses, only for the micro-world;
+    groups/zero_spread, share of groups whose rewards are all equal.
+    """
+    averages, lengths, rewards = Averages(), batch.mask.sum(dim=1), sum(terms.values())  # [N] each
+    averages.add("reward/mean", rewards)
+    for name, values in terms.items():
+        averages.add(f"reward/{name}", values)
+    averages.add("accuracy", right)
+    averages.add("length", lengths)
+    for name, rows in (("correct", right > 0.5), ("wrong", right <= 0.5)):
+        if rows.any():
+            averages.add(f"length/{name}", lengths, rows)
+    averages.add("truncated", batch.truncated)
+    averages.add("no_answer", torch.tensor([parse_state(text) != "ok" for text in batch.texts]))
+    averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
+    if "things" in samples[0].meta:  # the micro-world knows how every answer was reached
+        habits = [world_habit(text, samples[n // batch.group_size]) for n, text in enumerate(batch.texts)]
+        for habit in ("careful", "sloppy", "blind", "other"):
+            averages.add(f"habit/{habit}", torch.tensor([h == habit for h in habits]))
+    return {"tokens": int(lengths.sum()), "prompts": len(samples)} | averages.result()
+
+
+def group_lengths(batch: Rollout) -> list[int]:
+    """Tokens of every group as it is packed for a forward pass: the prompt once, then its responses."""
+    tokens = batch.mask.sum(dim=1).view(-1, batch.group_size).sum(dim=1).tolist()  # [prompts]
+    return [len(prompt.input_ids) + n for prompt, n in zip(batch.prompts, tokens, strict=True)]
+
+
+def world_habit(text: str, sample: Sample) -> str:
+    from common.world import habit_of
+
+    return habit_of(text, sample.meta)
+
+
+def rollout_records(vlm: VLM, batch: Rollout, samples: list[Sample], terms: dict[str, Tensor],
+                    advantages: Tensor, group: int = 0, **per_token: Tensor) -> list[dict]:  # fmt: skip
+    """Records of one group for rollouts.jsonl. per_token: further [N, T] tensors, e.g. dependency and
+    kept."""
+    records, sample, size = [], samples[group], batch.group_size
+    for n in range(group * size, (group + 1) * size):
+        length = int(batch.mask[n].sum())
+        record = {"sample_id": sample.id, "task": sample.task, "question": sample.question,
+                  "answer": sample.answer, "images": batch.prompts[group].images, "response": batch.texts[n],
+                  "rewards": {name: float(values[n]) for name, values in terms.items()},
+                  "advantage": float(advantages[n]),
+                  "tokens": vlm.token_strings(batch.tokens[n, :length].tolist())}  # fmt: skip
+        if "things" in sample.meta:
+            record["habit"] = world_habit(batch.texts[n], sample)
+        records.append(record | {name: values[n, :length].tolist() for name, values in per_token.items()})
+    return records
+
+
+def by_token_kind(averages: Averages, vlm: VLM, batch: Rollout, samples: list[Sample],
+                  **per_token: Tensor) -> None:  # fmt: skip
+    """Average [N, T] quantities over all response tokens; in the micro-world also <name>/visual and
+    <name>/template."""
+    kinds = {"": batch.mask}
+    if "things" in samples[0].meta:
+        visual = visual_tokens(vlm, batch, samples)
+        kinds |= {"/visual": visual, "/template": batch.mask & ~visual}
+    for name, values in per_token.items():
+        for kind, tokens in kinds.items():
+            averages.add(name + kind, values, tokens)
+
+
+def visual_tokens(vlm: VLM, batch: Rollout, samples: list[Sample]) -> Tensor:
+    """bool [N, T]: tokens of words that only the picture can tell (cells, colours, digits that the question
+    lacks)."""
+    from common.world import visual_spans
+
+    visual = torch.zeros_like(batch.mask)
+    for n, row in enumerate(batch.tokens.tolist()):
+        strings, start = vlm.token_strings(row[: int(batch.mask[n].sum())]), 0
+        spans = visual_spans("".join(strings), samples[n // batch.group_size].question)
+        for t, string in enumerate(strings):
+            visual[n, t] = any(a < start + len(string) and start < b for a, b in spans)
+            start += len(string)
+    return visual
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+def held_out(args: CommonArgs) -> dict[str, list[Sample]]:
+    """Split name -> the first eval_questions of it: the three test splits of the micro-world, else the test
+    split."""
+    splits = WORLD_SPLITS if args.data.split(":")[0] == "world" else ("test",)
+    return {split: questions(args, split) for split in splits}
+
+
+def questions(args: CommonArgs, split: str) -> list[Sample]:
+    data = open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, seed=0)
+    return data.take(args.eval_questions)
+
+
+def ask(vlm: VLM, args: CommonArgs, samples: dict[str, list[Sample]], k: int, max_new_tokens: int,
+        temperature: float) -> Evaluation:  # fmt: skip
+    """k answers to every sample, graded; in the micro-world with the habit of every answer."""
+    habit = world_habit if args.data.split(":")[0] == "world" else None
+    return evaluate(vlm, samples, lambda vlm, sample: make_prompt(vlm, sample, args.prompt), accuracy, k=k,
+                    max_new_tokens=max_new_tokens, temperature=temperature, habit=habit)  # fmt: skip
+
+
+def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str,
+                      max_new_tokens: int) -> Evaluation | None:  # fmt: skip
+    """Ask the held-out questions and save eval_<name>.json in the run folder; an existing file is read
+    instead.
+
+    None with --eval-questions 0. Answers are sampled at temperature 1 without top-p, as the papers evaluate.
+    """
+    path = run.folder / f"eval_{name}.json"
+    if not args.eval_questions:
+        return None
+    if path.exists():  # a resumed run was evaluated already
+        return Evaluation.load(path)
+    run.say(f"asking held-out questions {name} training ...")
+    evaluation = ask(vlm, args, held_out(args), args.eval_k, max_new_tokens, 1.0)
+    evaluation.save(path)
+    overall = evaluation.summary()["overall"]
+    run.say(f"held-out accuracy {name} training: {overall['avg@k']:.3f} ({overall['questions']} questions)")
+    return evaluation
+
+
+def validate(vlm: VLM, args: CommonArgs, max_new_tokens: int) -> dict[str, float]:
+    """Greedy accuracy on the validation split, as metrics; none with --eval-questions 0."""
+    if not args.eval_questions:
+        return {}
+    result = ask(vlm, args, {"val": questions(args, "val")}, 1, max_new_tokens, 0.0).summary()["overall"]
+    return {"val/accuracy": result["avg@k"], "val/length": result["length"]}
+
+
+def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget) -> None:
+    """Print the before/after table and finish the run with its summary."""
+    spent = budget.state_dict()
+    summary: dict[str, Any] = {"tokens_generated": spent["tokens"], "seconds_trained": spent["seconds"]}
+    if before is not None and after is not None:
+        print_table(before, after)
+        summary |= {"before": before.summary(), "after": after.summary()}
+        summary["comparison"] = compare_evaluations(before, after)
+    run.finish(summary)

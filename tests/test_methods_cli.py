@@ -1,0 +1,296 @@
+"""The method scripts from the outside: help, presets, the plan, two-step runs, kill and resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.args import CommonArgs, chosen_defaults, option_help, parse_args, typed
+from methods import grpo, sft, vppo
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = {"grpo": grpo, "vppo": vppo, "sft": sft}
+SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=2, max_new_tokens=6,
+             checkpoint_every=1, log_rollouts_every=1)  # fmt: skip
+SMALL_RL = dict(prompts_per_step=3, group_size=3, filter_groups="off")
+TIMES = ("seconds/", "memory/", "tokens_per_second")
+
+
+@pytest.fixture(autouse=True)
+def coin_grades(monkeypatch):
+    """A random model is never right; a grade that depends on the text alone gives the groups some spread."""
+    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: zlib.crc32(text.encode()) // 2 % 2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(name: str, out: Path, **options):
+    options = SMALL | (SMALL_RL if name != "sft" else {"batch_size": 3}) | options
+    return METHODS[name].Args(out=str(out), **options)
+
+
+def only_run(out: Path) -> Path:
+    (folder,) = out.iterdir()
+    return folder
+
+
+def metrics(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        k: v for file in sorted((folder / "model").glob("*.safetensors")) for k, v in load_file(file).items()
+    }
+
+
+# ------------------------------------------------------------------------------------------- help and options
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_is_explained_in_one_line(name):
+    texts = option_help(METHODS[name].Args)
+    for field in dataclasses.fields(METHODS[name].Args):
+        text = texts.get(field.name, "")
+        assert 15 < len(text) < 140 and text[-1] in '.:"', (field.name, text)
+
+
+def test_help_and_imports_do_not_wait_for_torch():
+    code = (
+        "import sys, methods.grpo as g, methods.vppo, methods.sft\n"
+        "try:\n    g.parse_args(g.Args, g.__doc__, ['--help'], preset=g.PRESETS, variant=g.VARIANTS)\n"
+        "except SystemExit as e:\n    assert not e.code\n"
+        "assert not {'torch', 'transformers', 'scipy', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--clip-high FLOAT" in done.stdout and "eps_high" in done.stdout
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def parse(module, *words: str):
+    choices = {"preset": module.PRESETS} | (
+        {"variant": module.VARIANTS} if hasattr(module, "VARIANTS") else {}
+    )
+    return parse_args(module.Args, module.__doc__, list(words), **choices)
+
+
+def test_presets_set_defaults_and_what_is_typed_wins():
+    args = parse(vppo, "--preset", "paper-8b", "--lr=2e-6", "--group_size", "5")
+    assert (args.lr, args.group_size, args.entropy_coef, args.max_new_tokens) == (2e-6, 5, 0.12, 8192)
+    args = parse(vppo, "--group-size", "8", "--preset=paper-32b")
+    assert (args.preset, args.gpus, args.max_new_tokens, args.keep_share) == ("paper-32b", 32, 4096, 0.4)
+    assert parse(vppo) == vppo.Args()
+
+
+def test_published_values_of_the_cards():
+    args = parse(vppo, "--preset", "paper-7b")
+    published = dict(
+        group_size=8, temperature=1.0, top_p=0.99, max_new_tokens=2048, prompts_per_step=384, lr=1e-6,
+        mini_batch_prompts=128, filter_groups="mean", filter_low=0.01, filter_high=0.99, clip_low=0.2,
+        clip_high=0.28, dual_clip=3.0, keep_share=0.4, beta_min=0.9, entropy_coef=0.06, kl_coef=0.0,
+        weight_decay=0.01, max_grad_norm=1.0, train_vision=True, min_pixels=200704, max_pixels=1003520,
+        loss_mean="token_mean", overlong_buffer=0.0, format_weight=0.0, blacken_prob=0.5)  # fmt: skip
+    assert {name: getattr(args, name) for name in published} == published
+
+
+def test_variants_of_grpo():
+    gspo = parse(grpo, "--variant", "gspo", "--clip-high", "0.5")
+    assert (gspo.ratio, gspo.clip_low, gspo.clip_high, gspo.loss_mean) == (
+        "sequence",
+        3e-4,
+        0.5,
+        "sequence_mean",
+    )
+    dapo = parse(grpo, "--variant", "dapo", "--preset", "paper-7b")
+    assert (dapo.filter_groups, dapo.overlong_buffer, dapo.kl_coef, dapo.lr) == ("mean", 0.2, 0.0, 1e-6)
+    dr = parse(grpo, "--variant", "dr_grpo")
+    assert (dr.advantage, dr.loss_mean) == ("mean_only", "token_sum_over_budget")
+
+
+def test_typed_reads_both_spellings_and_ignores_the_rest():
+    assert typed(["--run_name", "a", "--preset=b"], "run-name") == "a"
+    assert typed(["--run_name", "a", "--preset=b"], "preset") == "b"
+    assert typed(["--data", "preset"], "preset") == "" == typed(["--resume"], "resume")
+    assert chosen_defaults(vppo.Args, ["--preset", "nonsense"], {"preset": vppo.PRESETS}) == {}
+
+
+def test_resume_takes_the_options_of_the_run(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"lr": 0.5, "preset": "paper-7b", "group_size": 4, "gone": 1})
+    )
+    args = parse(grpo, "--resume", str(tmp_path), "--steps", "7")
+    assert (args.lr, args.preset, args.group_size, args.steps, args.resume) == (
+        0.5,
+        "paper-7b",
+        4,
+        7,
+        str(tmp_path),
+    )
+
+
+def test_the_difference_between_grpo_and_vppo_stays_readable():
+    files = [(ROOT / "methods" / f"{name}.py").read_text().splitlines() for name in ("grpo", "vppo")]
+    changes = [line[0] for line in difflib.unified_diff(*files, n=0) if line[:3] not in ("---", "+++")]
+    assert changes.count("+") <= 130 and changes.count("-") <= 40
+
+
+def test_bad_options_are_one_sentence():
+    script = [sys.executable, "methods/vppo.py", "--group-size", "1"]
+    done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: --group-size")
+        and "Traceback" not in done.stderr
+    )
+
+
+# --------------------------------------------------------------------------------------------------- the plan
+@pytest.mark.slow
+def test_plan_counts_parameters_like_the_papers(capsys):
+    from common.plan import count_parameters, model_config
+
+    assert count_parameters(model_config("Qwen/Qwen2.5-VL-3B-Instruct")).total == pytest.approx(
+        3.75e9, rel=2e-3
+    )
+    seven = model_config("Qwen/Qwen2.5-VL-7B-Instruct")
+    assert count_parameters(seven).total == pytest.approx(8.29e9, rel=1e-3)
+    assert count_parameters(seven, lora_rank=16).trainable < 5e7
+    for module in (vppo, grpo, sft):
+        preset = "7b" if module is sft else "paper-7b"
+        module.main(parse(module, "--preset", preset, "--lr", "3e-6", "--dry-run"))
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "8.292 billion" in printed and "--lr" in printed and "3e-06" in printed and "you" in printed
+
+
+def test_plan_refuses_a_model_it_cannot_know():
+    from common.errors import SightRLError
+    from common.plan import model_config
+
+    with pytest.raises(SightRLError, match="Qwen2.5-VL-3B"):
+        model_config("some/unknown-model")
+
+
+# ------------------------------------------------------------------------------------------------- whole runs
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_from_end_to_end(name, tmp_path, capsys):
+    METHODS[name].main(small(name, tmp_path))
+    folder = only_run(tmp_path)
+    for file in (
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "eval_before.json",
+        "eval_after.json",
+        "report.html",
+    ):
+        assert (folder / file).stat().st_size > 0
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == [0, 1] and all(row["grad_norm"] is not None for row in rows)
+    assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
+    assert "Held-out accuracy" in capsys.readouterr().out
+    if name != "sft":
+        assert all(row["logp_mismatch"] < 1e-4 for row in rows)
+        record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
+        assert {"response", "rewards", "advantage", "habit", "tokens"} <= set(record)
+    if name == "vppo":
+        assert len(record["dependency"]) == len(record["kept"]) == len(record["tokens"])
+        assert {"dependency", "kept", "tas/alpha_min", "tas/alpha_max", "variance_ratio"} <= set(rows[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("grpo", dict(variant="grpo_paper", kl_coef=0.04, loss_mean="sequence_mean", mini_batch_prompts=2)),
+        ("grpo", dict(ratio="sequence", advantage="mean_only", overlong_buffer=0.5, format_weight=0.1)),
+        ("grpo", dict(loss="cispo", advantage="rloo", mask_truncated=True, recompute_old_logps=True)),
+        ("grpo", dict(filter_groups="std", max_rounds=2, gen_prompts=2, train_vision=False, micro_tokens=1)),
+        ("grpo", dict(lora_rank=2, kl_coef=0.1, kl_kind="k1", train_vision=False)),
+        ("vppo", dict(model="random:qwen3_vl", variant="grpo", clip_high=0.2)),
+        ("vppo", dict(mask_source="random", tas=False, perturb_each="group", perturbation="noise")),
+        ("vppo", dict(mask_source="entropy", soft_mask=True, dependency="prob_drop", perturbation="blur")),
+        ("vppo", dict(mask_source="none", beta_min=0.8, beta_max=1.2, perturbation="grey", micro_tokens=200)),
+        ("vppo", dict(limit=4, eval_every=1, eval_questions=2, eval_k=1)),
+        ("sft", dict(world_habit="mixture", micro_tokens=100)),
+    ],
+)
+def test_other_options_run(name, options, tmp_path):
+    METHODS[name].main(small(name, tmp_path, **({"steps": 1, "eval_questions": 0} | options)))
+    assert (only_run(tmp_path) / "summary.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "vppo"])
+def test_the_policy_learns_what_is_rewarded(name, tmp_path, monkeypatch):
+    """Rewarded for a letter in the lower half of the code table, a random model soon writes nothing else."""
+    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: float(text[:1] < "A"))
+    options = dict(steps=15, max_new_tokens=1, prompts_per_step=4, group_size=8, lr=5e-3, checkpoint_every=0)
+    METHODS[name].main(small(name, tmp_path, **options, eval_questions=0, entropy_coef=0.0))
+    rewards = [row["reward/mean"] for row in metrics(only_run(tmp_path))]
+    assert rewards[0] < 0.5 and sum(rewards[-3:]) / 3 > 0.8, rewards
+
+
+def test_budget_stops_the_run(tmp_path):
+    grpo.main(small("grpo", tmp_path, steps=50, budget_tokens=60, eval_questions=0))
+    rows = metrics(only_run(tmp_path))
+    assert rows[-1]["tokens_generated"] >= 60 and len(rows) < 50
+    assert len(rows) == 1 or rows[-2]["tokens_generated"] < 60
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
+    """kill -9 in the update of the third step, resumed: the same run to the last bit."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = dict(steps=3, checkpoint_every=1)
+    METHODS[name].main(small(name, whole, **options))
+    pid = os.fork()
+    if pid == 0:
+        kill_in_step(2)
+        METHODS[name].main(small(name, broken, **options))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    folder = only_run(broken)
+    assert len(metrics(folder)) == 2 and not (folder / "model").exists()
+    METHODS[name].main(small(name, broken, **options, resume=str(folder)))
+    assert metrics(folder) == metrics(only_run(whole))
+    expected = weights(only_run(whole))
+    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+
+
+def kill_in_step(step: int) -> None:
+    """Make this process kill itself in the optimiser step of the given training step."""
+    plain, calls = torch.optim.AdamW.step, []
+
+    def deadly(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == step + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *args, **kwargs)
+
+    torch.optim.AdamW.step = deadly
+
+
+def test_common_options_are_the_same_everywhere():
+    fields = {f.name for f in dataclasses.fields(CommonArgs)}
+    assert all(fields <= {f.name for f in dataclasses.fields(m.Args)} for m in METHODS.values())
