@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from common.vlm import VLM, ImageFeatures, Prompt
 
-CHUNK_ELEMENTS = 1 << 24  # logits per chunk: 64 MB in float32, and no more than a few such buffers at a time
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits per chunk: what fits a CPU's cache, what fills a GPU
+KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the log-probs (128 MB) instead of rebuilding them
 BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
-KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the probabilities instead of rebuilding them
 
 
 def next_token_logits(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:
@@ -39,37 +39,35 @@ class TokenLogps(torch.autograd.Function):
                 want_entropy: bool, chunk: int) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
         count = len(targets)
-        logps, lse, entropy = (torch.zeros(count, device=hidden.device) for _ in range(3))
+        logps, entropy = torch.zeros(count, device=hidden.device), torch.zeros(count, device=hidden.device)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         ctx.kept = [] if needs_grad and count * len(weight) <= KEEP_ELEMENTS else None
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            logits = next_token_logits(hidden[part], weight, banned, temperature)  # [m, V]
-            lse[part] = logits.logsumexp(1)
-            all_logps = logits.sub_(lse[part, None])  # [m, V]
+            all_logps = next_token_logits(hidden[part], weight, banned, temperature).log_softmax(1)  # [m, V]
             logps[part] = all_logps.gather(1, targets[part, None])[:, 0]
             if want_entropy:
-                entropy[part] = -(all_logps.exp() * all_logps).sum(1)
+                entropy[part] = -all_logps.exp().mul_(all_logps).sum(1)
             if ctx.kept is not None:
                 ctx.kept.append(all_logps)
-        ctx.save_for_backward(hidden, weight, targets, banned, lse, entropy)
+        ctx.save_for_backward(hidden, weight, targets, banned, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logps, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, banned, lse, entropy = ctx.saved_tensors
+        hidden, weight, targets, banned, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Sums over chunks are kept in float32: thousands of bf16 additions would lose the small ones.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        grad_logps = torch.zeros_like(lse) if grad_logps is None else grad_logps
+        grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
         for number, start in enumerate(range(0, len(targets), ctx.chunk)):
             part = slice(start, start + ctx.chunk)
             if ctx.kept is not None:
                 all_logps = ctx.kept[number]
             else:
-                all_logps = next_token_logits(hidden[part], weight, banned, ctx.temperature).sub_(lse[part, None])
+                all_logps = next_token_logits(hidden[part], weight, banned, ctx.temperature).log_softmax(1)
             probs = all_logps.exp()  # [m, V]
             # d logp[target] / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
             factor = -grad_logps[part, None]
@@ -92,9 +90,10 @@ def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor,
     """float32 (log-probs of targets [M], entropies [M]) under softmax(hidden @ weight.T / temperature) without banned ids.
 
     hidden: [M, d]; weight: [V, d] of the same dtype; targets: int64 [M]; banned: int64 ids. entropy: True without
-    gradient, "grad" with gradient, False for zeros. Memory: a few chunks of CHUNK_ELEMENTS floats.
+    gradient, "grad" with gradient, False for zeros. Memory: a few chunks of CHUNK_ELEMENTS floats, plus at most
+    KEEP_ELEMENTS for the backward.
     """
-    chunk = max(1, CHUNK_ELEMENTS // len(weight))
+    chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 1 << 20) // len(weight))
     logps, entropies = TokenLogps.apply(hidden, weight, targets, banned, temperature or 1.0, bool(entropy), chunk)
     return logps, entropies if entropy == "grad" else entropies.detach()
 

@@ -1,0 +1,447 @@
+"""Questions about pictures: one record, one way to open any source, one endless stream.
+
+    open_dataset("voc:BCCD", "train") -> Dataset -> Stream(dataset, seed).next(16) -> [Sample, ...]
+
+The readers of the single formats are in readers/. No picture is read before it is needed, and each distinct
+picture is decoded once while it is in use. A row that cannot be used gives one sentence with the file, the
+row and the fix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.errors import SightRLError
+
+MAX_SIDE = 16_384  # pixels
+MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a gigabyte as RGB
+MAX_ASPECT = 200  # the image processor of Qwen-VL models refuses more
+# Formats that Pillow decodes itself; EPS, for one, would start another program.
+Image.init()
+FORMATS = [
+    f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if f in Image.OPEN
+]
+
+
+def bad_row(problem: str, fix: str) -> SightRLError:
+    """What is said about a row that cannot be used. problem: begins with the file and the row."""
+    return SightRLError(f"{problem}; {fix}, or leave such rows out with --bad-rows skip.")
+
+
+@dataclass
+class Sample:
+    """One question about zero or more pictures, with its gold answer."""
+
+    id: str
+    """Unique and stable: "world:train:123", "train.jsonl:17" (line), "BloodImage_00012:count:RBC"."""
+    question: str
+    """May hold one "<image>" mark per picture; without marks the pictures come first."""
+    answer: str
+    """Gold answer; boxes are "[x1, y1, x2, y2]" in pixels of the original picture."""
+    task: str
+    """Kind of question: the row of the per-task table."""
+    images: list[Any]
+    """PIL images, paths or encoded bytes; see load_images."""
+    answer_type: str = "text"
+    """text, number, option, box, boxes or yesno: how common.rewards.accuracy compares."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What else is known: choices, size, things, captions; "response" is a target for supervised warm-up."""
+    where: str = ""
+    """File and row, for error messages."""
+
+    def load_images(self) -> list[Image.Image]:
+        """RGB pictures, in order. Raises SightRLError naming file and row when one cannot be used.
+
+        Treat them as read-only: samples with the same picture share one object.
+        """
+        size = self.meta.get("size") if len(self.images) == 1 else None
+        return [load_image(source, self.where or self.id, size) for source in self.images]
+
+
+class Dataset:
+    """The questions of one split: len(), [i], iteration, and what was left out."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        samples: Sequence[Sample],
+        *,
+        tasks: Iterable[str] = (),
+        bad_rows: str = "stop",
+        skipped: Iterable[str] = (),
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.name, self.split, self.samples, self.bad_rows = name, split, samples, bad_rows
+        self.skipped = list(skipped)  # one sentence per row that could not be used
+        self.notes = list(notes)  # what was left out on purpose, e.g. pictures of the test split
+        self.tasks = sorted(set(tasks))
+        self.broken: set[int] = set()  # rows whose picture could not be decoded
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.samples[i]
+
+    def usable(self, i: int) -> Sample | None:
+        """Sample i if its pictures can be decoded, else None with an entry in skipped.
+
+        Raises SightRLError instead with bad_rows="stop".
+        """
+        if i in self.broken:
+            return None
+        try:
+            sample = self.samples[i]
+            sample.load_images()
+            return sample
+        except SightRLError as error:
+            if self.bad_rows == "stop":
+                raise
+            self.broken.add(i)
+            self.skipped.append(str(error))
+            return None
+
+    def take(self, n: int) -> list[Sample]:
+        """The first n usable samples (fewer if there are fewer): a fixed set of questions for evaluation."""
+        chosen: list[Sample] = []
+        for i in range(len(self)):
+            if len(chosen) == n:
+                break
+            sample = self.usable(i)
+            chosen += [sample] if sample is not None else []
+        return chosen
+
+
+class Stream:
+    """Endless samples in an order that depends on the seed and the epoch alone; resumes exactly."""
+
+    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
+        self.dataset, self.seed, self.epoch, self.cursor, self.skipped = dataset, seed, 0, 0, 0
+        self.order = self.shuffled()
+
+    def shuffled(self) -> np.ndarray:
+        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))  # int64 [rows]
+
+    def next(self, n: int) -> list[Sample]:
+        """The next n usable samples; a new epoch begins whenever all rows were seen.
+
+        Raises SightRLError for an unusable row with bad_rows="stop", and when no row of a whole epoch can be
+        used.
+        """
+        batch: list[Sample] = []
+        in_vain = 0
+        while len(batch) < n:
+            if self.cursor == len(self.order):
+                self.epoch, self.cursor = self.epoch + 1, 0
+                self.order = self.shuffled()
+            sample = self.dataset.usable(int(self.order[self.cursor]))
+            self.cursor += 1
+            in_vain = 0 if sample is not None else in_vain + 1
+            self.skipped += sample is None
+            batch += [sample] if sample is not None else []
+            if in_vain > len(self.dataset):
+                raise SightRLError(
+                    f"no row of {self.dataset.name} can be used; the first problem: {self.dataset.skipped[0]}"
+                )
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "epoch": self.epoch, "cursor": self.cursor, "skipped": self.skipped,
+                "rows": len(self.dataset)}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where state_dict() was taken. Raises SightRLError if the number of rows has changed."""
+        if state["rows"] != len(self.dataset):
+            raise SightRLError(
+                f"{self.dataset.name} has {len(self.dataset)} {self.dataset.split} questions, but the run to "
+                f"resume had {state['rows']}; use the same data and options."
+            )
+        self.seed, self.epoch = state["seed"], state["epoch"]
+        self.cursor, self.skipped = state["cursor"], state["skipped"]
+        self.order = self.shuffled()
+
+
+# ---------------------------------------------------------------------------------------------------- opening
+def open_dataset(
+    spec: str,
+    split: str,
+    *,
+    bad_rows: str = "stop",
+    columns: str = "",
+    seed: int = 0,
+    limit: int | None = None,
+    allow_outside: bool = False,
+) -> Dataset:
+    """Open one split of a source of questions.
+
+    spec: world | jsonl:FILE-or-DIR[,IMAGEDIR] | parquet:FILE-or-DIR | hf:NAME-or-DIR[,CONFIG] | voc:DIR |
+        coco:FILE-or-DIR[,IMAGEDIR] | images:DIR | nlvr:DIR | puzzlevqa:DIR. Readers say how each is split.
+    split: "train", "val" or "test"; the micro-world also has "test_combo" and "test_counter".
+    bad_rows: "stop" raises SightRLError at the first row that cannot be used, "skip" lists it in
+    Dataset.skipped.
+    columns: "question=problem,answer=gold,images=image" for tables with other column names; dots go into
+    records.
+    seed: order of the rows. Kinds of questions take turns, so that any first n hold every kind. The
+    micro-world is
+        always in its own order.
+    limit: only the first so many rows. allow_outside: let rows name pictures outside the folder of the data.
+    Raises SightRLError with one sentence for whatever is wrong.
+    """
+    from common import readers
+
+    if limit is not None and limit < 1:
+        raise SightRLError(f"--limit is a number of rows, at least 1, not {limit}.")
+    if bad_rows not in ("stop", "skip"):
+        raise SightRLError(f"--bad-rows is stop or skip, not {bad_rows!r}.")
+    kind, _, place = spec.partition(":")
+    if kind == "world":
+        samples, tasks = readers.read_world(place, split, limit)
+        return Dataset(spec, split, samples, tasks=tasks, bad_rows=bad_rows)
+    if kind not in readers.READERS or not place:
+        known = ", ".join(f"{name}:..." for name in readers.READERS)
+        raise SightRLError(f"--data {spec!r} is not understood; give world or one of {known}.")
+    if split not in ("train", "val", "test"):
+        raise SightRLError(f"{spec} has the splits train, val and test, but no {split!r}.")
+    options = readers.Options(
+        split=split, columns=parse_columns(columns), bad_rows=bad_rows, allow_outside=allow_outside
+    )
+    samples, tasks = readers.READERS[kind](place, options)
+    if not len(samples):
+        problem = f"; the first problem: {options.skipped[0]}" if options.skipped else ""
+        raise SightRLError(f"the {split} split of {spec} is empty{problem or ', add data to it'}.")
+    order = taking_turns(tasks, seed)[:limit]
+    chosen = samples.select(order) if hasattr(samples, "select") else [samples[i] for i in order]
+    left_out = {"bad_rows": bad_rows, "skipped": options.skipped, "notes": options.notes}
+    return Dataset(spec, split, chosen, tasks=(tasks[i] for i in order), **left_out)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """ "question=problem,answer=gold" -> {"question": "problem", "answer": "gold"}. Raises SightRLError."""
+    from common.readers import COLUMNS
+
+    columns = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, column = (part.strip() for part in pair.partition("="))
+        if not equals or not column or name not in COLUMNS:
+            raise SightRLError(
+                f"--columns {pair!r} is not understood; write name=column with a name out of "
+                f"{', '.join(COLUMNS)}, for example question=problem,answer=gold."
+            )
+        columns[name] = column
+    return columns
+
+
+def taking_turns(tasks: Sequence[str], seed: int) -> list[int]:
+    """Row numbers shuffled within each task, one row of each task after the other until all are used up."""
+    queues: dict[str, list[int]] = {}
+    for i, task in enumerate(tasks):
+        queues.setdefault(task, []).append(i)
+    rng = random.Random(seed)
+    for task in sorted(queues):
+        rng.shuffle(queues[task])
+    rows = [(place, task, i) for task, queue in queues.items() for place, i in enumerate(queue)]
+    return [i for _, _, i in sorted(rows)]
+
+
+# --------------------------------------------------------------------------------------------------- pictures
+class ImageCache:
+    """Decoded pictures by key, each distinct one once; beyond `limit` bytes the longest unused go."""
+
+    def __init__(self, limit: int = 256 << 20) -> None:
+        self.limit, self.used = limit, 0
+        self.images: OrderedDict[Any, Image.Image] = OrderedDict()
+
+    def get(self, key: Any, decode: Callable[[], Image.Image]) -> Image.Image:
+        if key not in self.images:
+            self.images[key] = decode()
+            self.used += self.bytes_of(self.images[key])
+        self.images.move_to_end(key)
+        image = self.images[key]
+        while self.used > self.limit and self.images:
+            self.used -= self.bytes_of(self.images.popitem(last=False)[1])
+        return image
+
+    @staticmethod
+    def bytes_of(image: Image.Image) -> int:
+        return 3 * image.width * image.height
+
+
+DECODED = ImageCache()
+
+
+def load_image(source: Any, where: str, size: Sequence[int] | None = None) -> Image.Image:
+    """One picture as RGB: a path, encoded bytes or a PIL image.
+
+    The EXIF rotation is applied, unless size (width, height of the annotations) fits only without it;
+    transparent parts become white; 16-bit and float pictures are scaled to 8 bits. Raises SightRLError (one
+    sentence with where) for what is missing, broken, larger than 16,384 pixels on a side or 89 megapixels,
+    longer than 200 times its width, or of another size than its annotations.
+    """
+    if isinstance(source, Image.Image):
+        return decode_image(source, f"{where}: the picture", size)
+    if isinstance(source, bytes):
+        key, file, length = hashlib.blake2b(source, digest_size=16).digest(), io.BytesIO(source), len(source)
+        what = f"{where}: the embedded picture"
+    else:
+        what = f"{where}: the picture {source}"
+        try:
+            status = Path(source).stat()
+        except (OSError, ValueError):
+            raise bad_row(f"{what} does not exist", "add the file") from None
+        key, file, length = (str(source), status.st_mtime_ns), source, status.st_size
+    if not length:
+        raise bad_row(f"{what} is empty", "fetch it again")
+    return DECODED.get((key, tuple(size or ())), lambda: decode_image(file, what, size))
+
+
+def decode_image(source: Any, what: str, size: Sequence[int] | None) -> Image.Image:
+    """Open, check before decoding, decode. what: how messages begin. Raises SightRLError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is refused here
+        try:
+            if isinstance(source, Image.Image):
+                return to_rgb(upright(source, what, size))
+            with Image.open(source, formats=FORMATS) as image:
+                return to_rgb(upright(image, what, size))
+        except SightRLError:
+            raise
+        except Image.DecompressionBombError:
+            raise bad_row(f"{what} has more than {MAX_PIXELS:,} pixels", "shrink it") from None
+        except Exception as error:  # decoders raise nearly anything on damaged files
+            problem = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):
+                problem = "no JPEG, PNG, WebP, BMP, GIF or TIFF"
+            raise bad_row(f"{what} cannot be read ({problem})", "fetch it again") from None
+
+
+def upright(image: Image.Image, what: str, size: Sequence[int] | None) -> Image.Image:
+    """The picture turned as its EXIF data say; refuses what no model can use. Raises SightRLError."""
+    width, height = image.size
+    if max(width, height) > MAX_SIDE:
+        limit = f"the limit is {MAX_SIDE:,} pixels on a side"
+        raise bad_row(f"{what} is {width} x {height} and {limit}", "shrink it")
+    if width * height > MAX_PIXELS:
+        raise bad_row(f"{what} has {width * height:,} pixels and the limit is {MAX_PIXELS:,}", "shrink it")
+    if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT:
+        raise bad_row(
+            f"{what} is {width} x {height}, more than {MAX_ASPECT} times as long as wide", "crop it"
+        )
+    turned = ImageOps.exif_transpose(image)
+    if size is None or turned.size == tuple(size):
+        return turned
+    if image.size != tuple(size):
+        problem = f"is {width} x {height} but its annotation says {size[0]} x {size[1]}"
+        raise bad_row(f"{what} {problem}", "correct the annotation")
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: transparency over white, 16-bit and float values scaled instead of clipped."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image.copy()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(
+            np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0
+        )  # float64 [height, width]
+        top = float(values.max(initial=0.0))
+        full = (
+            65535.0
+            if image.mode.startswith("I;16")
+            else next((t for t in (1.0, 255.0, 65535.0) if top <= t), top)
+        )
+        full = 255.0 if image.mode == "I" and full == 1.0 else full
+        gray = (values.clip(0, None) / full * 255).round().astype(np.uint8)
+        return Image.fromarray(gray).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+# ----------------------------------------------------------------------------------------------------- splits
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+SHARES = {
+    "test": 0.10,
+    "val": 0.05,
+}  # cut from the rest by the hash of the picture where there is no official split
+
+
+def official_part(available: Sequence[str], split: str, where: str) -> tuple[str, dict[str, float]]:
+    """Which published part serves a split, and what other splits are cut out of it: (part, {split: share}).
+
+    test is the published test part, or else the published validation part, or else 10 % of train; val is the
+    published validation part if test is another one, or else 5 % of train; train is the rest. One part of
+    unknown name is cut. Raises SightRLError when nothing serves the split.
+    """
+    found = {name: part for name, names in PARTS.items() for part in available if part.lower() in names}
+    if not found and len(available) == 1:
+        return available[0], dict(SHARES)
+    plan = {"train": found.get("train"), "test": found.get("test", found.get("val"))}
+    plan["val"] = found.get("val") if "test" in found else None
+    shares = {name: share for name, share in SHARES.items() if plan[name] is None}
+    part = plan[split] or (plan["train"] if split in shares else None)
+    if part is None:
+        parts = ", ".join(sorted(available)) or "none"
+        raise SightRLError(
+            f"{where} has the parts {parts}, nothing to use as {split}; name one of them {split}."
+        )
+    return part, shares if part == plan["train"] else {}
+
+
+def hash_fraction(key: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        / 2**64
+    )
+
+
+def cut(keys: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
+    """Split of every key (picture) by its hash: {key: "train" | "val" | "test"}.
+
+    The lowest hashes go to the splits in `shares`, each of which gets at least one key if there are three or
+    more.
+    """
+    ranked = sorted((hash_fraction(key), key) for key in set(keys))
+    parts = {key: "train" for _, key in ranked}
+    start, low = 0, 0.0
+    for name, share in shares.items() if len(ranked) >= 3 else ():
+        end = max(start + 1, sum(value < low + share for value, _ in ranked))
+        parts |= {key: name for _, key in ranked[start:end]}
+        start, low = end, low + share
+    return parts
+
+
+def linked(keys: Sequence[Sequence[str]]) -> list[str]:
+    """One key per row such that rows which share a picture, directly or through others, get the same one."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for row in keys:
+        for key in row[1:]:
+            a, b = sorted((root(row[0]), root(key)))
+            parent[b] = a
+    return [root(row[0]) if row else "" for row in keys]
