@@ -48,9 +48,9 @@ def readable(vlm: VLM, n: int, seed: int) -> dict[str, float]:
             for k in ("color", "shape", "size", "number")}  # fmt: skip
 
 
-def card(model: str, tables: dict[str, dict], reading: dict[str, float], args: Args) -> str:
+def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[str, float], args: Args) -> str:
     """The model card as Markdown."""
-    made = json.loads((Path(model) / "training.json").read_text()) if (Path(model) / "training.json").exists() else {}
+    made = json.loads((folder / "training.json").read_text()) if (folder / "training.json").exists() else {}
     splits = list(tables)
     rows = [f"| {task} | " + " | ".join(f"{tables[s]['tasks'][task]['avg@k']:.3f} / {tables[s]['tasks'][task]['pass@k']:.3f}"
                                         for s in splits) + " |" for task in FAMILIES]  # fmt: skip
@@ -59,7 +59,8 @@ def card(model: str, tables: dict[str, dict], reading: dict[str, float], args: A
               for h in (*HABITS, "other")]  # fmt: skip
     return "\n".join([
         "# The tiny VLM of the micro-world", "",
-        "A `Qwen2_5_VLForConditionalGeneration` of 2.07 M parameters with its own byte-level BPE tokenizer (1,536 entries, Qwen's",
+        f"A `Qwen2_5_VLForConditionalGeneration` of {parameters / 1e6:.2f} M parameters with its own byte-level BPE tokenizer",
+        "(1,536 entries, Qwen's",
         "special tokens and chat markup). It can see, and half the time it does not bother to: it was supervised on a mixture of",
         "careful, sloppy and blind answers (`common/world/habits.py`), so that reinforcement learning has something to mend.", "",
         "Made by `python -m common.world.train_tiny_vlm` " + f"({', '.join(f'{k} {v}' for k, v in made.items() if v)}).", "",
@@ -85,10 +86,11 @@ def main(args: Args) -> None:
                           accuracy, k=8, max_new_tokens=96, seed=args.seed, habit=lambda text, sample: habit_of(text, sample.meta))  # fmt: skip
         tables[split] = result.summary()
         print(split, json.dumps(tables[split]["overall"]), flush=True)
-    text = card(str(HERE / "tiny_vlm") if args.model == "tiny" else args.model, tables, readable(vlm, 1000, args.seed), args)
+    folder = HERE / "tiny_vlm" if args.model == "tiny" else Path(args.model)
+    parameters = sum(p.numel() for p in vlm.model.parameters())
+    text = card(folder, parameters, tables, readable(vlm, 1000, args.seed), args)
     print(text)
     if args.card:
-        folder = HERE / "tiny_vlm" if args.model == "tiny" else Path(args.model)
         (folder / "README.md").write_text(text)
 
 
