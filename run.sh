@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The way in: ./run.sh vppo trains, ./run.sh test tests, ./run.sh help lists the rest. At first use it builds
-# .venv beside this file, and again when requirements*.txt or pyproject.toml change. Works with bash 3.2 (macOS).
+# The way in: ./run.sh vppo trains, ./run.sh test tests, ./run.sh help lists the rest. At first use it
+# builds .venv beside this file, and again when requirements*.txt or pyproject.toml change. Keeps to bash 3.2 (macOS).
 set -eu
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
@@ -48,17 +48,18 @@ find_python() { # sets PYTHON to a Python 3.11 or newer that can make environmen
         PYTHON=$(command -v "$name" 2>/dev/null) || continue
         if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null && return 0
-            die "$PYTHON cannot make virtual environments; on Debian or Ubuntu: apt install $(basename "$PYTHON")-venv"
+            die "$PYTHON cannot make virtual environments; on Debian or Ubuntu:" \
+                "apt install $(basename "$PYTHON")-venv"
         fi
     done
     die "SightRL needs Python 3.11 or newer, and none of python3.13, python3.12, python3.11, python3 is one;" \
-        "install it from https://www.python.org/downloads or your package manager."
+        "install it with your package manager or from https://www.python.org/downloads."
 }
 
 sha256() { if command -v sha256sum >/dev/null 2>&1; then sha256sum; else shasum -a 256; fi; }
 
 fingerprint() { # what the environment depends on; the folder too, because it knows where common/ is
-    { cat "$ROOT/requirements.txt" "$ROOT/requirements-gpu.txt" "$ROOT/pyproject.toml"; echo "$ROOT"; } | sha256
+    { cat "$ROOT"/requirements*.txt "$ROOT/pyproject.toml"; echo "$ROOT"; } | sha256
 }
 
 up_to_date() {
@@ -89,7 +90,7 @@ build() {
 build_gpu() { # every line on its own: one that fails must not take the others along
     say "Found an NVIDIA GPU: installing requirements-gpu.txt (log: $LOG)"
     sed 's/#.*//; s/[[:space:]]//g; /^$/d' "$ROOT/requirements-gpu.txt" | while read -r line; do
-        # flash-attn fetches a finished kernel if there is one for this PyTorch; compiling it would take an hour.
+        # flash-attn fetches finished kernels if there are some for this PyTorch; compiling takes an hour.
         if ! FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation "$line" ||
             ! "$VENV/bin/python" -c "import $(printf '%s' "${line%%=*}" | tr - _)" >>"$LOG" 2>&1; then
             pip uninstall -y "${line%%=*}" || true
@@ -119,15 +120,15 @@ ensure_environment() {
 unknown() {
     known="$(methods | tr '\n' ' ')test eval compare bench help"
     find_python
-    guess=$("$PYTHON" -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 2), sep=" or ")' \
-        "$1" $known)
+    guess=$("$PYTHON" -c 'import difflib, sys
+print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 2), sep=" or ")' "$1" $known)
     die "there is no command or method '$1'${guess:+; did you mean $guess?} Known: $known"
 }
 
 run_tests() {
     cd "$ROOT"
     status=0
-    "$VENV/bin/python" -m ruff check . || status=1
+    "$VENV/bin/python" -m ruff check --output-format concise . || status=1
     HF_HUB_OFFLINE=1 WANDB_MODE=offline "$VENV/bin/python" -m pytest ${1+"$@"} || status=$?
     exit $status
 }

@@ -228,7 +228,7 @@ def open_dataset(
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """ "question=problem,answer=gold" -> {"question": "problem", "answer": "gold"}. Raises SightRLError."""
+    """{"question": "problem", "answer": "gold"} of question=problem,answer=gold. Raises SightRLError."""
     from common.readers import COLUMNS
 
     columns = {}

@@ -110,13 +110,8 @@ def latex_to_plain(text: str, depth: int = 0) -> str:
             below = latex_to_plain(second[0], depth + 1)
             out += f"({grouped(inner)}/{grouped(below)})"
         else:
-            out += (
-                "^"
-                if match.group().startswith("^")
-                else f"root{match.group(1)}"
-                if match.group(1)
-                else "sqrt"
-            ) + f"({inner})"
+            root = f"root{match.group(1)}" if match.group(1) else "sqrt"
+            out += f"^({inner})" if match.group().startswith("^") else f"{root}({inner})"
         i = second[1]
     return out + text[i:]
 
@@ -140,7 +135,8 @@ def normal_form(answer: str) -> str:
     text = THOUSANDS.sub("", text)
     if len(text) <= MAX_EXPRESSION:
         text = MIXED.sub(r"\1(\2+\3)", latex_to_plain(text))
-    return plain_number(re.sub(r"[\s{}\\]", "", text.replace("pi", "π")))
+    text = re.sub(r"(?<![a-z])pi(?![a-z])", "π", text)
+    return plain_number(re.sub(r"[\s{}\\]", "", text))
 
 
 # --------------------------------------------------------------------------------------------------- equality
@@ -172,7 +168,7 @@ def grade_answer(prediction: str | None, gold: str | None) -> bool:
 
 
 def split_tuple(text: str) -> list[str]:
-    """ "(1,(2,3)]" -> ["1", "(2,3)"]; text without brackets around all of it is one element."""
+    """(1,(2,3)] -> ["1", "(2,3)"]; text without brackets around all of it is one element."""
     if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]":
         return [text]
     parts, depth = [""], 0

@@ -95,7 +95,7 @@ def option_letter(text: str, choices: Sequence[str] = ()) -> str | None:
 
 
 def yes_no(text: str) -> str | None:
-    """ "yes" (also true), "no" (also false), or None when neither or both words occur."""
+    """Which of "yes" (also true) and "no" (also false), or None when neither or both words occur."""
     words = set(re.findall(r"[a-z]+", text[:MAX_ANSWER].lower()))
     yes, no = bool(words & {"yes", "true"}), bool(words & {"no", "not", "false"})
     return None if yes == no else "yes" if yes else "no"

@@ -17,7 +17,7 @@ from PIL import Image
 from common.world import FAMILIES, HABITS, SPLITS, habit_of, make_question, render, response, visual_spans, world_sample
 from common.world.habits import VISUAL
 from common.world.questions import neighbor_cell
-from common.world.scene import COLORS, HELD_OUT, SHAPES, typical_color
+from common.world.scene import COLORS, HELD_OUT, SHAPES, backdrop, typical_color
 from common.world.truth import DAMAGES, caption, caption_with_error, damage, distractors, relations, rotated
 
 FAMILY_NAMES = list(FAMILIES)
@@ -111,7 +111,7 @@ def test_the_box_holds_the_pixels_of_its_colour() -> None:
         outside = np.ones((112, 112), bool)
         for t in q.scene.things:
             outside[t.box[1] : t.box[3], t.box[0] : t.box[2]] = False
-        assert (pixels[outside] == np.array(q.scene.background)).all()
+        assert (pixels[outside] == backdrop(q.scene.background)[outside]).all()
 
 
 def test_the_counter_prior_moves_every_typical_colour() -> None:
@@ -178,8 +178,8 @@ def test_damaged_and_rotated_pictures() -> None:
         changed = damage(picture, kind, random.Random(1))
         assert changed.size == picture.size and changed.tobytes() != picture.tobytes()
         assert damage(picture, kind, random.Random(1)).tobytes() == changed.tobytes()
-    black = (np.asarray(damage(picture, "patches", random.Random(2))).sum(-1) == 0).reshape(8, 14, 8, 14)
-    assert set(black.mean((1, 3)).round(2).flatten()) <= {0.0, 1.0} | {x for x in black.mean((1, 3)).round(2).flatten() if x < 0.1}
+    black = (np.asarray(damage(picture, "patches", random.Random(2))).sum(-1) == 0).reshape(8, 14, 8, 14).mean((1, 3))
+    assert ((black == 1) | (black < 0.1)).all() and 16 < (black == 1).sum() < 48  # whole cells, about half of them
     turned, degrees = rotated(picture, random.Random(3))
     assert turned.rotate(-degrees, expand=True).tobytes() == picture.tobytes()
     with pytest.raises(KeyError, match="unknown damage 'melt'"):

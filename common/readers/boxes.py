@@ -85,7 +85,7 @@ Questions = tuple[list[Sample], list[str]]  # and the task of each
 
 
 def rare_labels(pictures: list[Annotated], labels: Iterable[str]) -> list[str]:
-    """Labels on at most nine pictures out of ten: where another one is missing, it was forgotten, not absent."""
+    """Labels on at most nine pictures in ten; where one of the others is missing, it was forgotten."""
     counts = Counter(label for picture in pictures for label in {label for label, _ in picture.boxes})
     return sorted(label for label in set(labels) if counts[label] <= 0.9 * len(pictures))
 

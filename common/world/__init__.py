@@ -1,4 +1,4 @@
-"""The micro-world: pictures with complete ground truth, questions about them, and a tiny VLM that half knows how to look.
+"""The micro-world: pictures with complete ground truth, questions about them, a tiny VLM that half knows how to look.
 
 One file per concern: scene.py (what there is, how it is drawn), questions.py (eight families of questions),
 habits.py (careful, sloppy and blind answers), truth.py (captions, errors, relations, damaged pictures),

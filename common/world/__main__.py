@@ -34,14 +34,15 @@ def contact_sheet(split: str, start: int, n: int, columns: int = 3) -> Image.Ima
     for i in range(n):
         q, x, y = make_question(split, start + i), (i % columns) * width, (i // columns) * height
         picture = render(q.scene)
-        sheet.paste(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), (x + 8, y + 12))
+        enlarged = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x + 8, y + 12))
         pen.rectangle((x + 7, y + 11, x + 8 + 224, y + 12 + 224), outline="#999999")
         rng = random.Random(start + i)
         habit = pick_habit(q.family, rng)
         lines = textwrap.wrap(f"{i + start}. {q.question}", 44) + [f"answer: {q.answer}", ""]
         pen.multiline_text((x + 246, y + 12), "\n".join(lines), font=font, fill="black", spacing=5)
-        said = textwrap.wrap(response(q, habit, rng), 54)
-        pen.multiline_text((x + 246, y + 110), "\n".join([f"taught ({habit}):", *said]), font=small, fill="#335577", spacing=4)
+        said = "\n".join([f"taught ({habit}):", *textwrap.wrap(response(q, habit, rng), 54)])
+        pen.multiline_text((x + 246, y + 110), said, font=small, fill="#335577", spacing=4)
     return sheet
 
 

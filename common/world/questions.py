@@ -71,14 +71,6 @@ def neighbor_cell(cell: str, direction: str) -> str | None:
     return f"{'abcd'[column]}{row}" if 0 <= column < 4 and 1 <= row <= 4 else None
 
 
-def single(rng: random.Random, prior: str, combo: bool, unique) -> tuple[Thing, Scene, str]:
-    """One target and a scene in which unique(target) -> allowed(color, shape) keeps it the only one of its kind."""
-    color, shape = pick_pair(rng, prior, combo)
-    target = place(rng, color, shape, rng.choice(CELLS), prior)
-    scene = finish_scene(rng, [target], prior, total_things(rng, 3), unique(target))
-    return target, scene, f"{color} {shape}"
-
-
 def ask_color(rng: random.Random, prior: str, combo: bool = False) -> Question:
     """What color is the [size] shape?  The shape, or the shape in that size, is there once."""
     color, shape = pick_pair(rng, prior, combo)
@@ -106,15 +98,20 @@ def ask_shape(rng: random.Random, prior: str, combo: bool = False) -> Question:
     scene = finish_scene(rng, [target], prior, total_things(rng, 3), lambda c, s: c != color)
     return Question("shape", f"What shape is the {color} object?", shape, scene, [target], f"the {color} object",
                     program=[["find", color], ["read", "shape"]],
-                    steps=[(f"Which cell holds the {color} object?", target.cell), ("What shape is it?", shape)])  # fmt: skip
+                    steps=[(f"Which cell holds the {color} object?", target.cell),
+                           ("What shape is it?", shape)])  # fmt: skip
 
 
 def ask_number(rng: random.Random, prior: str, combo: bool = False) -> Question:
     """Which number is on the colour shape?  Others may share its colour or its shape, not both."""
-    target, scene, name = single(rng, prior, combo, lambda t: lambda c, s: (c, s) != (t.color, t.shape))
+    color, shape = pick_pair(rng, prior, combo)
+    target = place(rng, color, shape, rng.choice(CELLS), prior)
+    scene = finish_scene(rng, [target], prior, total_things(rng, 3), lambda c, s: (c, s) != (color, shape))
+    name = f"{color} {shape}"
     return Question("number", f"Which number is on the {name}?", str(target.number), scene, [target], f"the {name}",
                     "number", program=[["find", name], ["read", "number"]],
-                    steps=[(f"Which cell holds the {name}?", target.cell), ("Which number is on it?", str(target.number))])  # fmt: skip
+                    steps=[(f"Which cell holds the {name}?", target.cell),
+                           ("Which number is on it?", str(target.number))])  # fmt: skip
 
 
 def ask_count(rng: random.Random, prior: str, combo: bool = False) -> Question:
@@ -135,7 +132,8 @@ def ask_count(rng: random.Random, prior: str, combo: bool = False) -> Question:
     name = f"{kind} objects" if by_color else {"cross": "crosses"}.get(kind, f"{kind}s")
     return Question("count", f"How many {name} are there?", str(n), scene, relevant, name, "number",
                     program=[["filter", kind], ["count"]],
-                    steps=[(f"Is the object at {t.cell} counted?", "yes" if t in relevant else "no") for t in scene.things])  # fmt: skip
+                    steps=[(f"Is the object at {t.cell} counted?", "yes" if t in relevant else "no")
+                           for t in scene.things])  # fmt: skip
 
 
 def ask_compare(rng: random.Random, prior: str, combo: bool = False) -> Question:
@@ -153,7 +151,8 @@ def ask_compare(rng: random.Random, prior: str, combo: bool = False) -> Question
     for c in (color, other):
         for i in range(n[c]):
             kinds = [s for s in SHAPES if (c, s) not in HELD_OUT]
-            things.append(place(rng, c, shape if (combo and c == color and i == 0) else rng.choice(kinds), next(cells), prior))
+            kind = shape if (combo and c == color and i == 0) else rng.choice(kinds)
+            things.append(place(rng, c, kind, next(cells), prior))
     scene = finish_scene(rng, things, prior, total_things(rng, len(things) + 1), lambda c, s: c not in n)
     answer = (color, other, "equal")[(n[color] < n[other]) + 2 * (n[color] == n[other])]
     return Question("compare", f"Are there more {color} objects or {other} objects, or equal?", answer, scene,
@@ -175,9 +174,10 @@ def ask_relation(rng: random.Random, prior: str, combo: bool = False) -> Questio
     scene = finish_scene(rng, [target, neighbor], prior, total_things(rng, 4), lambda c, s: (c, s) != (color, shape))
     name = f"{color} {shape}"
     return Question("relation", f"What color is the object {direction} the {name}?", answer, scene, [target, neighbor],
-                    f"the {name}", program=[["find", name], ["step", direction], ["read", "color"]],
+                    f"the {name}", extra={"direction": direction},
+                    program=[["find", name], ["step", direction], ["read", "color"]],
                     steps=[(f"Which cell holds the {name}?", cell), (f"Which cell is {direction} {cell}?", near),
-                           (f"What color is the object at {near}?", answer)], extra={"direction": direction})  # fmt: skip
+                           (f"What color is the object at {near}?", answer)])  # fmt: skip
 
 
 def ask_locate(rng: random.Random, prior: str, combo: bool = False) -> Question:
@@ -186,8 +186,8 @@ def ask_locate(rng: random.Random, prior: str, combo: bool = False) -> Question:
     target = place(rng, color, shape, biased(rng, CELLS, typical_cell(shape, prior), 10.0), prior)
     scene = finish_scene(rng, [target], prior, total_things(rng, 3), lambda c, s: (c, s) != (color, shape))
     name = f"{color} {shape}"
-    return Question("locate", f"Where is the {name}? Answer with its box [x1, y1, x2, y2].", str(list(target.box)), scene,
-                    [target], f"the {name}", "box", program=[["find", name], ["box"]],
+    return Question("locate", f"Where is the {name}? Answer with its box [x1, y1, x2, y2].", str(list(target.box)),
+                    scene, [target], f"the {name}", "box", program=[["find", name], ["box"]],
                     steps=[(f"Which cell holds the {name}?", target.cell)])  # fmt: skip
 
 
@@ -204,8 +204,8 @@ def ask_sum(rng: random.Random, prior: str, combo: bool = False) -> Question:
               for i in range(k)]  # fmt: skip
     scene = finish_scene(rng, things, prior, total_things(rng, k + 1), lambda c, s: c != color)
     relevant = scene.select(color=color)
-    return Question("sum", f"What is the sum of the numbers on the {color} objects?", str(sum(numbers)), scene, relevant,
-                    f"{color} objects", "number", program=[["filter", color], ["read", "number"], ["sum"]],
+    return Question("sum", f"What is the sum of the numbers on the {color} objects?", str(sum(numbers)), scene,
+                    relevant, f"{color} objects", "number", program=[["filter", color], ["read", "number"], ["sum"]],
                     steps=[(f"Which number is at {t.cell}?", str(t.number)) for t in relevant])  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 28  # pixels; 4 x 4 cells make the picture
@@ -27,6 +29,9 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 SIZES = {"small": 15, "large": 23}  # pixels across
 COLOR_NAMES = tuple(COLORS)
+RAMP = np.linspace(0, 1, SIDE)  # [112]
+SHADES = np.broadcast_arrays(-60 * (1 - RAMP), -60 * (1 - RAMP[:, None]), -60 * RAMP)  # 3 x [112, 112]
+SHADING = np.round(np.stack(SHADES, axis=-1)).astype(np.int16)  # red grows to the right, green down, blue to the left
 CELLS = tuple(f"{'abcd'[column]}{row + 1}" for row in range(GRID) for column in range(GRID))  # reading order
 
 # Colour-shape pairs that no training, validation or plain test scene ever shows: the "combo" split is about them.
@@ -135,7 +140,8 @@ def place(rng: random.Random, color: str, shape: str, cell: str, prior: str, num
     return Thing(color, shape, size, number, cell, (x1, y1, x1 + width, y1 + width))
 
 
-def finish_scene(rng: random.Random, things: list[Thing], prior: str, total: int, allowed=lambda c, s: True,
+def finish_scene(rng: random.Random, things: list[Thing], prior: str, total: int,
+                 allowed: Callable[[str, str], bool] = lambda c, s: True,
                  keep_free: tuple[str, ...] = ()) -> Scene:  # fmt: skip
     """Fill up to `total` things with random ones for which allowed(color, shape) holds, in free cells."""
     taken = {t.cell for t in things} | set(keep_free)
@@ -170,7 +176,7 @@ def outline(shape: str, width: int) -> list[tuple[float, float]]:
             (0, hi), (0, lo), (lo, lo)]  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(color: str, shape: str, size: str, number: int) -> Image.Image:
     """The antialiased RGBA picture of a thing, drawn once at four times the size and kept."""
     scale, width = 4, SIZES[size]
@@ -187,9 +193,18 @@ def sprite(color: str, shape: str, size: str, number: int) -> Image.Image:
     return big.resize((width, width), Image.Resampling.LANCZOS)
 
 
+def backdrop(background: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [112, 112, 3]: the background colour, shaded so that every patch can tell where it is.
+
+    A Qwen2.5-VL vision tower has relative positions only: on a plain background the tiny VLM learned to read a named
+    cell, but not, in 1,900 steps, to say in which cell a named object is.
+    """
+    return (np.array(background, dtype=np.int16) + SHADING).clip(0, 255).astype(np.uint8)
+
+
 def render(scene: Scene) -> Image.Image:
     """The scene as a 112 x 112 RGB picture."""
-    picture = Image.new("RGB", (SIDE, SIDE), scene.background)
+    picture = Image.fromarray(backdrop(scene.background))
     for thing in scene.things:
         drawing = sprite(thing.color, thing.shape, thing.size, thing.number)
         picture.paste(drawing, thing.box[:2], drawing)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
 
-from common.data import open_dataset
+from common.data import Sample, open_dataset
 from common.evaluation import evaluate
 from common.rewards import accuracy
 from common.rollout import rollout
-from common.vlm import VLM, load_vlm
+from common.vlm import VLM, Prompt, load_vlm
 from common.world import FAMILIES, HABITS, SPLITS, habit_of, make_question, render
 from common.world.train_tiny_vlm import HERE, INSTRUCTION
 
@@ -52,27 +53,33 @@ def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[s
     """The model card as Markdown."""
     made = json.loads((folder / "training.json").read_text()) if (folder / "training.json").exists() else {}
     splits = list(tables)
-    rows = [f"| {task} | " + " | ".join(f"{tables[s]['tasks'][task]['avg@k']:.3f} / {tables[s]['tasks'][task]['pass@k']:.3f}"
-                                        for s in splits) + " |" for task in FAMILIES]  # fmt: skip
-    total = " | ".join(f"{tables[s]['overall']['avg@k']:.3f} / {tables[s]['overall']['pass@k']:.3f}" for s in splits)
+    def cells(pick: Callable[[dict], dict]) -> str:
+        return " | ".join(f"{pick(tables[s])['avg@k']:.3f} / {pick(tables[s])['pass@k']:.3f}" for s in splits)
+
+    rows = [f"| {task} | {cells(lambda table, task=task: table['tasks'][task])} |" for task in FAMILIES]
+    total = cells(lambda table: table["overall"])
     habits = [f"| {h} | " + " | ".join(f"{tables[s]['overall']['habits'].get(h, 0):.3f}" for s in splits) + " |"
               for h in (*HABITS, "other")]  # fmt: skip
     return "\n".join([
         "# The tiny VLM of the micro-world", "",
-        f"A `Qwen2_5_VLForConditionalGeneration` of {parameters / 1e6:.2f} M parameters with its own byte-level BPE tokenizer",
-        "(1,536 entries, Qwen's",
-        "special tokens and chat markup). It can see, and half the time it does not bother to: it was supervised on a mixture of",
-        "careful, sloppy and blind answers (`common/world/habits.py`), so that reinforcement learning has something to mend.", "",
-        "Made by `python -m common.world.train_tiny_vlm` " + f"({', '.join(f'{k} {v}' for k, v in made.items() if v)}).", "",
-        f"Scored by `python -m common.world.score_tiny_vlm --questions {args.questions} --seed {args.seed}`: temperature 1, 8 samples a",
-        "question; each cell is pass@1 / pass@8.", "",
+        f"A `Qwen2_5_VLForConditionalGeneration` of {parameters / 1e6:.2f} M parameters with its own byte-level BPE",
+        "tokenizer (1,536 entries, Qwen's special tokens and chat markup). It can see, and half the time it does not",
+        "bother to: it was supervised on a mixture of careful, sloppy and blind answers (`common/world/habits.py`), so",
+        "that reinforcement learning has something to mend.", "",
+        f"Made by `python -m common.world.train_tiny_vlm` ({', '.join(f'{k} {v}' for k, v in made.items() if v)}).", "",
+        f"Scored by `python -m common.world.score_tiny_vlm --questions {args.questions} --seed {args.seed}`:",
+        "temperature 1, 8 samples a question; each cell is pass@1 / pass@8.", "",
         "| family | " + " | ".join(splits) + " |", "|---|" + "---|" * len(splits), *rows, f"| **all** | {total} |", "",
         "Habits (share of responses, as `habit_of` reads them):", "",
         "| habit | " + " | ".join(splits) + " |", "|---|" + "---|" * len(splits), *habits, "",
         "Single attributes when asked to look at one cell (greedy, test split): "
         + ", ".join(f"{k} {v:.3f}" for k, v in reading.items()) + ".", "",
-        "Intended use: trying and comparing reinforcement-learning methods on a CPU. It knows nothing but the micro-world.", "",
+        "For trying and comparing reinforcement-learning methods on a CPU. It knows nothing but the micro-world.", "",
     ])  # fmt: skip
+
+
+def ask(vlm: VLM, sample: Sample) -> Prompt:
+    return vlm.prompt(sample.question + INSTRUCTION, sample.load_images())
 
 
 def main(args: Args) -> None:
@@ -81,9 +88,8 @@ def main(args: Args) -> None:
     tables = {}
     for split in ("val", *(s for s in SPLITS if s.startswith("test"))):
         data = open_dataset("world", split, limit=args.questions)
-        result = evaluate(vlm, [data[i] for i in range(len(data))],
-                          lambda vlm, sample: vlm.prompt(sample.question + INSTRUCTION, sample.load_images()),
-                          accuracy, k=8, max_new_tokens=96, seed=args.seed, habit=lambda text, sample: habit_of(text, sample.meta))  # fmt: skip
+        result = evaluate(vlm, [data[i] for i in range(len(data))], ask, accuracy, k=8, max_new_tokens=96,
+                          seed=args.seed, habit=lambda text, sample: habit_of(text, sample.meta))  # fmt: skip
         tables[split] = result.summary()
         print(split, json.dumps(tables[split]["overall"]), flush=True)
     folder = HERE / "tiny_vlm" if args.model == "tiny" else Path(args.model)

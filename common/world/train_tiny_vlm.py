@@ -17,7 +17,15 @@ from typing import NamedTuple
 
 import torch
 import tyro
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from common.world import make_question, pick_habit, render, response
 from common.world.habits import describe
@@ -48,13 +56,13 @@ CHAT_TEMPLATE = (
 class Args:
     out: Path = HERE / "tiny_vlm"
     """Folder for tokenizer, config and weights."""
-    see_steps: int = 2700
+    see_steps: int = 1600
     """Steps of the first phase: captions, single cells, careful answers."""
-    habit_steps: int = 800
+    habit_steps: int = 650
     """Steps of the second phase: the mixture of habits."""
     batch: int = 64
     """Examples per step."""
-    lr: float = 1e-3
+    lr: float = 1.5e-3
     """Peak learning rate (AdamW, warm-up 100 steps, cosine to 2 % over both phases)."""
     seed: int = 0
     """Seed of weights and data."""
@@ -82,14 +90,12 @@ def corpus(n: int) -> list[str]:
     return lines
 
 
-def make_tokenizer(vocab: int):
+def make_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with Qwen's special tokens and chat markup."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(SPLIT_WORDS), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab - len(SPECIAL) - len(THINK), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
@@ -102,20 +108,15 @@ def make_tokenizer(vocab: int):
     return fast
 
 
-def make_config(tokenizer):
-    """Qwen2.5-VL, 2.2 M parameters: 4 decoder layers of width 192, 3 vision layers of width 96.
-
-    The small rotary base makes neighbouring rows and columns of a 4 x 4 grid look different to M-RoPE: with the usual
-    10,000 a head of 32 dimensions turns by 0.003 rad per column, and after 300 steps a lone object's column is named
-    at 72 %; with 10 at 99 %.
-    """
-    from transformers import Qwen2_5_VLConfig
-
+def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL, 2.2 M parameters: 4 decoder layers of width 192, 3 vision layers of width 96."""
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}
-    text = dict(hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+    text = dict(hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6,
+                num_key_value_heads=2,
                 vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=True,
-                rope_parameters={"rope_type": "default", "rope_theta": 10.0, "mrope_section": [2, 7, 7]},
-                bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"])  # fmt: skip
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+                bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"],
+                pad_token_id=ids["<|endoftext|>"])  # fmt: skip
     vision = dict(depth=3, hidden_size=96, intermediate_size=192, num_heads=4, out_hidden_size=192, patch_size=14,
                   spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[2])  # fmt: skip
     return Qwen2_5_VLConfig(
@@ -125,9 +126,7 @@ def make_config(tokenizer):
     )  # fmt: skip
 
 
-def make_image_processor():
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
+def make_image_processor() -> Qwen2VLImageProcessorPil:
     size = {"shortest_edge": 56 * 56, "longest_edge": 256 * 28 * 28}
     return Qwen2VLImageProcessorPil(patch_size=14, temporal_patch_size=2, merge_size=2, size=size)
 
@@ -145,7 +144,8 @@ class Stage(NamedTuple):
 # What to see before where to look: with one object any attention finds it, so the model uses the picture after 150
 # steps. Starting with full scenes, it had not begun after 600.
 STAGES = (Stage(250, 1, (1.0, 0.0, 0.0, 0.0)), Stage(400, 2, (0.4, 0.3, 0.3, 0.0)),
-          Stage(600, 4, (0.3, 0.3, 0.3, 0.1)), Stage(10**9, 16, (0.2, 0.2, 0.25, 0.35)))  # fmt: skip
+          Stage(600, 4, (0.3, 0.3, 0.3, 0.1)), Stage(1350, 16, (0.1, 0.15, 0.55, 0.2)),
+          Stage(10**9, 16, (0.2, 0.2, 0.25, 0.35)))  # fmt: skip
 HABITS = Stage(10**9, 16, (0.03, 0.03, 0.03, 0.91), habits=True)
 
 
@@ -162,11 +162,11 @@ def example(index: int, stage: Stage, rng: random.Random) -> tuple[Question, str
         thing = q.scene.at(cell)
         return q, f"What is at {cell}?", f"{thing.size} {thing}." if thing else "nothing."
     if kind == "find":  # the search of the careful habit alone, in three tokens: a far denser signal than in a question
-        names = [name for t in q.scene.things for name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape)
-                 if sum(name in (f"{o.color} {o.shape}", f"{o.color} object", o.shape) for o in q.scene.things) == 1]
-        if names:
-            name = rng.choice(names)
-            cell = next(t.cell for t in q.scene.things if name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape))
+        names = [(name, t.cell) for t in q.scene.things
+                 for name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape)]  # fmt: skip
+        unique = [(name, cell) for name, cell in names if sum(name == other for other, _ in names) == 1]
+        if unique:
+            name, cell = rng.choice(unique)
             return q, f"Which cell holds the {name}?", f"{cell}."
     habit = pick_habit(q.family, rng) if stage.habits else "careful"
     return q, q.question + (INSTRUCTION if rng.random() < 0.7 else ""), response(q, habit, rng)
@@ -184,12 +184,13 @@ def batches(start: int, stage: Stage, args: Args, rng: random.Random) -> list[li
 class Batcher:
     """Turns examples into padded tensors for the plain transformers forward."""
 
-    def __init__(self, tokenizer, image_processor):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Qwen2VLImageProcessorPil) -> None:
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self.positions: Tensor | None = None
 
-    def __call__(self, examples: list[tuple[Question, str, str]], model) -> dict[str, Tensor]:
+    def __call__(self, examples: list[tuple[Question, str, str]],
+                 model: Qwen2_5_VLForConditionalGeneration) -> dict[str, Tensor]:  # fmt: skip
         pictures = self.image_processor([render(q.scene) for q, _, _ in examples], return_tensors="pt")
         image_tokens = int(pictures["image_grid_thw"][0].prod()) // 4  # 16
         image = "<|vision_start|>" + "<|image_pad|>" * image_tokens + "<|vision_end|>"
@@ -216,7 +217,7 @@ class Batcher:
                 "pixel_values": pictures["pixel_values"], "image_grid_thw": pictures["image_grid_thw"]}  # fmt: skip
 
 
-def response_loss(model, batch: dict[str, Tensor]) -> Tensor:
+def response_loss(model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy over the response tokens."""
     labels = batch.pop("labels")  # [B, T]
     hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]  # [B, T-1, d]
@@ -225,7 +226,7 @@ def response_loss(model, batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(model) -> None:
+def initialise(model: Qwen2_5_VLForConditionalGeneration) -> None:
     """Weights scaled for a width of 192, and patch filters of mean zero.
 
     With the library's 0.02 everywhere the signal of the picture dies on its way (each layer passes on a quarter), the
@@ -240,7 +241,8 @@ def initialise(model) -> None:
             weight.normal_(0, 0.02 if writes_residual else 0.07 if "visual" in name else 0.05)
 
 
-def save(model, tokenizer, image_processor, folder: Path) -> None:
+def save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
+         image_processor: Qwen2VLImageProcessorPil, folder: Path) -> None:  # fmt: skip
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -250,8 +252,6 @@ def save(model, tokenizer, image_processor, folder: Path) -> None:
 
 
 def main(args: Args) -> None:
-    from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
-
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer, image_processor = make_tokenizer(args.vocab), make_image_processor()
@@ -281,12 +281,14 @@ def main(args: Args) -> None:
         optimizer.zero_grad(set_to_none=True)
         smooth = 0.95 * smooth + 0.05 * loss.item() if step > first else loss.item()
         if step % 25 == 0:
-            print(f"step {step}/{total} things {stage.things} habits {stage.habits} loss {smooth:.4f} lr {rate:.1e} {time.time() - start:.0f} s", flush=True)
+            kind = "habits" if stage.habits else f"see {stage.things}"
+            print(f"step {step}/{total} {kind} loss {smooth:.4f} lr {rate:.1e} {time.time() - start:.0f} s", flush=True)
         if (step + 1) % args.save_every == 0 or step + 1 == total:
             save(model, tokenizer, image_processor, args.out)
         if step + 1 == args.see_steps:  # to try another mixture of habits with --start
             save(model, tokenizer, image_processor, args.out.with_name(args.out.name + "_see"))
-    record = {k: str(v) for k, v in asdict(args).items() if k != "out"} | {"minutes": round((time.time() - start) / 60, 1)}
+    record = {k: str(v) for k, v in asdict(args).items() if k != "out"}
+    record["minutes"] = round((time.time() - start) / 60, 1)
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
