@@ -1,20 +1,21 @@
-"""Attention that pays for every prompt once, plugged into transformers' models through their AttentionInterface.
+"""Attention that pays for every prompt once, plugged into transformers through its AttentionInterface.
 
 Three layouts, each a small object handed to the model's layers as the keyword argument `layout`:
 
-* SharedPrefix: all tokens of a batch in one row, first the prompts, then the responses, nothing padded. A prompt token
-  sees the prompt up to itself; a response token sees its prompt and its own response up to itself. Used for scoring and
-  training, and (without responses) for the prefill of decoding.
+* SharedPrefix: all tokens of a batch in one row, first the prompts, then the responses, nothing padded. A
+  prompt token sees the prompt up to itself; a response token sees its prompt and its own response up to
+  itself. Used for scoring and training, and (without responses) for the prefill of decoding.
 * DecodeCache: one new token per response against the prompt's keys (kept once per group) and its own suffix.
 * no layout: the model's ordinary forward; transformers' own SDPA function is used.
 
-The vision tower gets a second function, which attends within the segments (windows or whole images) of the row,
-all segments of one length in one call. flash-attn's varlen kernel is used for both where it is installed and fits.
+The vision tower gets a second function, which attends within the segments (windows or whole images) of the
+row, all segments of one length in one call. flash-attn's varlen kernel is used for both where it is installed
+and fits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,28 +31,33 @@ except ImportError:
     flash_attn_varlen_func = None
 
 TEXT_ATTENTION = "sightrl"
-# "flash" in the name makes the library's vision tower hand over all segments in one call instead of one by one.
+# "flash" in the name makes the library's vision tower hand over all segments at once instead of one by one.
 VISION_ATTENTION = "sightrl_vision_flash"
 
 
 def use_flash(query: Tensor) -> bool:
     """True where flash-attn is importable and takes this tensor: CUDA and half precision."""
-    return flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return flash_attn_varlen_func is not None and query.is_cuda and half
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool,
+         scale: float) -> Tensor:  # fmt: skip
     """PyTorch's attention on [batch, heads, tokens, dim] with fewer key than query heads."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.is_cuda and mask is not None:  # the CUDA kernels that take a mask want equal heads
+    if groups > 1 and query.is_cuda and mask is not None:  # CUDA kernels that take a mask want equal heads
         key, value, groups = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), 1
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=groups > 1
+    )
 
 
 def padding_slots(lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How to pad a ragged row: (slots, filled, valid).
 
-    lengths: int64 [n]. slots: int64 [n, longest], the row index of every padded place (0 where there is none); filled:
-    bool [n, longest]; valid: int64 [sum of lengths], the flat padded places that hold a token, in the row's order.
+    lengths: int64 [n]. slots: int64 [n, longest], the row index of every padded place (0 where there is
+    none); filled: bool [n, longest]; valid: int64 [sum of lengths], the flat padded places that hold a token,
+    in the row's order.
     """
     places = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device)
     filled = places < lengths[:, None]  # [n, longest]
@@ -70,12 +76,14 @@ class Ragged:
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.lengths, self.total, self.longest = lengths, sum(lengths), max(lengths, default=0)
         self.equal = self.total == self.longest * len(lengths)  # then padding is a reshape
-        self.slots, self.filled, self.valid = (t.to(device) for t in padding_slots(torch.tensor(lengths, dtype=torch.int64)))
-        self.offsets = offsets(torch.tensor(lengths, dtype=torch.int64)).to(device)
+        sizes = torch.tensor(lengths, dtype=torch.int64)
+        self.slots, self.filled, self.valid = (t.to(device) for t in padding_slots(sizes))
+        self.offsets = offsets(sizes).to(device)
 
     def pad(self, row: Tensor) -> Tensor:
         """[total, heads, dim] -> [n, heads, longest, dim]; the padding holds copies of other tokens."""
-        padded = row.reshape(len(self.lengths), self.longest, *row.shape[1:]) if self.equal else row[self.slots]
+        shape = (len(self.lengths), self.longest, *row.shape[1:])
+        padded = row.reshape(shape) if self.equal else row[self.slots]
         return padded.transpose(1, 2)
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -85,10 +93,10 @@ class Ragged:
 
 
 class SharedPrefix:
-    """Layout of a row [prompt_1 ... prompt_B, response_1 ... response_N]; response n belongs to prompt n // G.
+    """Layout of a row [prompt_1 ... prompt_B, response_1 ... response_N]; response n has prompt n // G.
 
-    prompt_lengths: B lengths >= 1. response_lengths: N = B*G lengths >= 0, or empty for a prefill. keep: a prefill
-    stores each layer's padded prompt keys and values, [B, kv heads, P, dim], in `kept`.
+    prompt_lengths: B lengths >= 1. response_lengths: N = B*G lengths >= 0, or empty for a prefill. keep: a
+    prefill stores each layer's padded prompt keys and values, [B, kv heads, P, dim], in `kept`.
     """
 
     def __init__(self, prompt_lengths: list[int], response_lengths: list[int], device: torch.device,
@@ -110,7 +118,7 @@ class SharedPrefix:
             seen = self.prompts.filled.repeat_interleave(self.group, 0)
         seen = seen[:, None].expand(-1, width, -1)  # [1 or N, R, P]
         allowed = torch.cat([seen, own.expand(len(seen), -1, -1)], dim=2)
-        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, -torch.inf)[:, None]
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, -torch.inf)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query [T, heads, dim], key and value [T, kv heads, dim] -> [T, heads, dim]."""
@@ -135,16 +143,20 @@ class SharedPrefix:
         return prompt[:, None].expand(-1, self.group, *prompt.shape[1:]).flatten(0, 1)
 
     def attend_flash(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """As attend, without padding: flash-attn aligns the causal rule at the end, so the suffix queries of a response
-        against the keys [prompt, response] see exactly what they may."""
+        """As attend, without padding.
+
+        flash-attn aligns the causal rule at the end, so the queries of a response against the keys
+        [prompt, response] see exactly what they may.
+        """
         split, prompts, responses = self.prompts.total, self.prompts, self.responses
-        out = flash_attn_varlen_func(query[:split], key[:split], value[:split], prompts.offsets, prompts.offsets,
-                                     prompts.longest, prompts.longest, softmax_scale=scale, causal=True)  # fmt: skip
+        starts, longest = prompts.offsets, prompts.longest
+        out = flash_attn_varlen_func(query[:split], key[:split], value[:split], starts, starts, longest,
+                                     longest, softmax_scale=scale, causal=True)  # fmt: skip
         if not responses.total:
             return out
         slots, key_offsets = self.suffix_keys()
-        suffix = flash_attn_varlen_func(query[split:], key[slots], value[slots], responses.offsets, key_offsets,
-                                        responses.longest, prompts.longest + responses.longest,
+        suffix = flash_attn_varlen_func(query[split:], key[slots], value[slots], responses.offsets,
+                                        key_offsets, responses.longest, longest + responses.longest,
                                         softmax_scale=scale, causal=True)  # fmt: skip
         return torch.cat([out, suffix])
 
@@ -163,17 +175,20 @@ class SharedPrefix:
 class DecodeCache:
     """Layout of a decoding step: row m of M holds the newest token of a response still being written.
 
-    The prompts' keys and values are stored once per group, whatever the group's size; the responses' own in buffers
-    that grow by doubling. `keep_rows` drops finished rows.
+    The prompts' keys and values are stored once per group, whatever the group's size; the responses' own in
+    buffers that grow by doubling. `keep_rows` drops finished rows.
     """
 
-    prompts: list[tuple[Tensor, Tensor]]  # per layer: keys [B, kv heads, dim, P] (transposed), values [B, kv heads, P, dim]
+    # Per layer: keys [B, kv heads, dim, P] (transposed) and values [B, kv heads, P, dim] of the prompts.
+    prompts: list[tuple[Tensor, Tensor]]
     prompt_mask: Tensor | None  # additive f32 [B, 1, 1, P], None when all prompts are equally long
     owner: Tensor  # int64 [M], the prompt of every row
     group: int | None  # rows per prompt while all are alive, else None
-    length: int = 0  # tokens already in the suffix buffers
-    suffixes: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # per layer: keys, values [M, kv heads, C, dim]
-    slots: tuple[Tensor, Tensor] | None = None  # see ragged_slots
+    # Per layer: keys and values [M, kv heads, C, dim] of the responses, of which `length` tokens are filled.
+    suffixes: list[tuple[Tensor, Tensor]]
+    length: int = 0
+    # Where groups differ in size: int64 [B, Gmax] rows of every prompt, and the flat places of it in use.
+    slots: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def start(cls, prefix: SharedPrefix, group: int, rows: int) -> DecodeCache:
@@ -185,8 +200,9 @@ class DecodeCache:
         prompts = [(key.transpose(2, 3).contiguous(), value.contiguous()) for key, value in prefix.kept]
         batch, heads, dim, _ = prompts[0][0].shape
         owner = torch.arange(batch, device=prompts[0][0].device).repeat_interleave(group)
-        suffixes = [tuple(key.new_zeros(batch * group, heads, rows, dim) for _ in range(2)) for key, _ in prompts]
-        return cls(prompts, mask, owner, group, suffixes=suffixes)
+        shape = (batch * group, heads, rows, dim)
+        suffixes = [(key.new_zeros(shape), key.new_zeros(shape)) for key, _ in prompts]
+        return cls(prompts, mask, owner, group, suffixes)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query [M, heads, dim], key and value [M, kv heads, dim] of the newest tokens -> [M, heads, dim]."""
@@ -203,28 +219,27 @@ class DecodeCache:
         scores = torch.cat([self.by_row(on_prompt, query), on_own], dim=3)
         weights = scores.softmax(dim=3, dtype=torch.float32).to(query.dtype)
         prompt_weights, own_weights = weights.split([prompt_keys.shape[3], end], dim=3)
-        out = self.by_row(self.by_prompt(prompt_weights) @ prompt_values, query) + own_weights @ values[:, :, :end]
-        return out.reshape(rows, heads, dim)
+        out = self.by_row(self.by_prompt(prompt_weights) @ prompt_values, query)
+        return (out + own_weights @ values[:, :, :end]).reshape(rows, heads, dim)
 
     def by_prompt(self, rows: Tensor) -> Tensor:
         """[M, kv heads, per, x] -> [B, kv heads, Gmax * per, x]: the rows of one prompt side by side."""
-        if self.group is not None:
-            grid = rows.reshape(-1, self.group, *rows.shape[1:])
-        else:
-            grid = rows[self.slots[0]]  # [B, Gmax, kv heads, per, x]
-        return grid.transpose(1, 2).flatten(2, 3)
+        even = self.group is not None
+        grid = rows.reshape(-1, self.group, *rows.shape[1:]) if even else rows[self.slots[0]]
+        return grid.transpose(1, 2).flatten(2, 3)  # from [B, Gmax, kv heads, per, x]
 
     def by_row(self, grid: Tensor, like: Tensor) -> Tensor:
         """The inverse of by_prompt; like: any [M, kv heads, per, ...] tensor."""
-        batch, heads, width, x = grid.shape
-        rows = grid.reshape(batch, heads, -1, like.shape[2], x).transpose(1, 2).flatten(0, 1)  # [B * Gmax, kv heads, per, x]
+        batch, heads, _, x = grid.shape
+        rows = grid.reshape(batch, heads, -1, like.shape[2], x).transpose(1, 2).flatten(0, 1)
         return rows if self.group is not None else rows[self.slots[1]]
 
     def advance(self) -> None:
         """Call after all layers have seen a token; makes room for the next one."""
         self.length += 1
         if self.length == self.suffixes[0][0].shape[2]:
-            self.suffixes = [tuple(torch.cat([t, torch.zeros_like(t)], dim=2) for t in pair) for pair in self.suffixes]
+            room = self.suffixes[0][0].shape[2]
+            self.suffixes = [(F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room))) for k, v in self.suffixes]
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all rows but these (int64, ascending), and prompts that have no row left."""
@@ -233,17 +248,16 @@ class DecodeCache:
             self.prompts = [(key[alive], value[alive]) for key, value in self.prompts]
             self.prompt_mask = self.prompt_mask[alive] if self.prompt_mask is not None else None
         self.suffixes = [(key[rows], value[rows]) for key, value in self.suffixes]
-        self.owner, self.group = owner, None
         slots, filled, valid = padding_slots(torch.bincount(owner, minlength=len(alive)))
-        if valid.numel() == filled.numel():
-            self.group = filled.shape[1]
-        self.slots = (slots, valid)  # [B, Gmax] -> rows, and back
+        self.owner, self.slots = owner, (slots, valid)
+        self.group = filled.shape[1] if valid.numel() == filled.numel() else None
 
 
-def text_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                   scaling: float | None = None, layout: SharedPrefix | DecodeCache | None = None,
+def text_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+                   attention_mask: Tensor | None, scaling: float | None = None,
+                   layout: SharedPrefix | DecodeCache | None = None,
                    **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """The function registered with transformers. query: [1, heads, T, dim] with a layout, else whatever HF passes."""
+    """The function transformers calls: with a layout [1, heads, T, dim] -> [1, T, heads, dim], else SDPA."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -252,7 +266,7 @@ def text_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
 
 
 def equal_lengths(cu_seqlens: Tensor) -> list[tuple[int, Tensor | None]]:
-    """Segments sorted into batches of one length: (length, int64 [n, length] row indices), indices None when all are equal."""
+    """Segments batched by length: (length, int64 [n, length] row indices); None for all rows in order."""
     lengths = cu_seqlens.diff()
     if bool((lengths == lengths[0]).all()):
         return [(int(lengths[0]), None)]
@@ -263,25 +277,28 @@ def equal_lengths(cu_seqlens: Tensor) -> list[tuple[int, Tensor | None]]:
     return batches
 
 
-def vision_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                     cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None,
-                     segments: dict[int, list] | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention within segments; query, key, value [1, heads, T, dim], segments start at cu_seq_lens_q [n + 1].
+def vision_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+                     attention_mask: Tensor | None, cu_seq_lens_q: Tensor, max_length_q: int,
+                     scaling: float | None = None, segments: dict[int, list] | None = None,
+                     **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention within segments, [1, heads, T, dim] -> [1, T, heads, dim]; cu_seq_lens_q: int32 [n + 1].
 
     segments: a dictionary that lives for one forward of the tower and remembers how its segments are batched.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))  # [T, heads, dim]
     if use_flash(query):
-        out = flash_attn_varlen_func(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-                                     softmax_scale=scale, causal=False)  # fmt: skip
+        out = flash_attn_varlen_func(query, key, value, cu_seq_lens_q, cu_seq_lens_q, max_length_q,
+                                     max_length_q, softmax_scale=scale, causal=False)  # fmt: skip
         return out[None], None
     segments = {} if segments is None else segments
     if id(cu_seq_lens_q) not in segments:
         segments[id(cu_seq_lens_q)] = equal_lengths(cu_seq_lens_q)
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     for length, rows in segments[id(cu_seq_lens_q)]:
-        batch = ((t.reshape(-1, length, *t.shape[1:]) if rows is None else t[rows]).transpose(1, 2) for t in (query, key, value))
+        batch = [query, key, value]
+        batch = [t.reshape(-1, length, *t.shape[1:]) if rows is None else t[rows] for t in batch]
+        batch = [t.transpose(1, 2) for t in batch]  # [n, heads, length, dim] each
         part = F.scaled_dot_product_attention(*batch, scale=scale).transpose(1, 2)  # [n, length, heads, dim]
         if rows is None:
             return part.reshape(1, *query.shape), None
@@ -291,4 +308,4 @@ def vision_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tenso
 
 AttentionInterface.register(TEXT_ATTENTION, text_attention)
 AttentionInterface.register(VISION_ATTENTION, vision_attention)
-AttentionMaskInterface.register(TEXT_ATTENTION, sdpa_mask)  # for the model's ordinary forward; with a layout no mask is made
+AttentionMaskInterface.register(TEXT_ATTENTION, sdpa_mask)  # for the ordinary forward; layouts need no mask

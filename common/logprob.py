@@ -1,7 +1,8 @@
-"""Log-probabilities and entropies of responses: the shared-prefix forward and a head that never builds [tokens, vocab].
+"""Log-probabilities and entropies of responses: the shared-prefix forward and a head that never builds
+[tokens, vocab].
 
-`response_logps` is what losses and references call; `token_logps` is the head alone; `next_token_logits` defines the
-distribution (temperature, banned ids) for scoring and sampling alike.
+`response_logps` is what losses and references call; `token_logps` is the head alone; `next_token_logits`
+defines the distribution (temperature, banned ids) for scoring and sampling alike.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from common.vlm import VLM, ImageFeatures, Prompt
 
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits per chunk: what fits a CPU's cache, what fills a GPU
+CHUNK_ELEMENTS = {
+    "cpu": 1 << 20,
+    "cuda": 1 << 27,
+}  # logits per chunk: what fits a CPU's cache, what fills a GPU
 KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the log-probs (128 MB) instead of rebuilding them
 BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
 
 
 def next_token_logits(hidden: Tensor, weight: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """float32 logits [M, V] of the policy: linear head, divided by the temperature, banned ids at BANNED_LOGIT.
+    """float32 logits [M, V] of the policy: linear head, divided by the temperature, banned ids at
+    BANNED_LOGIT.
 
     A finite number instead of -inf keeps p log p = 0 and its gradient exactly, without special cases.
     """
@@ -56,7 +61,9 @@ class TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, banned, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Sums over chunks are kept in float32: thousands of bf16 additions would lose the small ones.
@@ -87,22 +94,23 @@ class TokenLogps(torch.autograd.Function):
 
 def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float = 1.0,
                 entropy: bool | str = True) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """float32 (log-probs of targets [M], entropies [M]) under softmax(hidden @ weight.T / temperature) without banned ids.
+    """float32 (log-probs of targets [M], entropies [M]) of the policy's distribution (next_token_logits).
 
-    hidden: [M, d]; weight: [V, d] of the same dtype; targets: int64 [M]; banned: int64 ids. entropy: True without
-    gradient, "grad" with gradient, False for zeros. Memory: a few chunks of CHUNK_ELEMENTS floats, plus at most
-    KEEP_ELEMENTS for the backward.
+    hidden: [M, d]; weight: [V, d] of the same dtype; targets: int64 [M]; banned: int64 ids. entropy: True
+    without gradient, "grad" with gradient, False for zeros. Memory: a few chunks of CHUNK_ELEMENTS floats,
+    plus at most KEEP_ELEMENTS for the backward.
     """
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 1 << 20) // len(weight))
-    logps, entropies = TokenLogps.apply(hidden, weight, targets, banned, temperature or 1.0, bool(entropy), chunk)
+    arguments = (hidden, weight, targets, banned, temperature or 1.0, bool(entropy), chunk)
+    logps, entropies = TokenLogps.apply(*arguments)
     return logps, entropies if entropy == "grad" else entropies.detach()
 
 
 def micro_batches(lengths: list[int], max_tokens: int | None) -> list[list[int]]:
     """Groups packed into batches of at most max_tokens: longest first, each into the first batch with room.
 
-    lengths: tokens of every group (prompt once + responses). A group longer than max_tokens gets a batch of its own;
-    max_tokens None or 0 means one batch. Deterministic.
+    lengths: tokens of every group (prompt once + responses). A group longer than max_tokens gets a batch of
+    its own; max_tokens None or 0 means one batch. Deterministic.
 
     >>> micro_batches([5, 9, 4, 5], 10)
     [[1], [0, 3], [2]]
@@ -128,30 +136,35 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
                    max_tokens: int | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probs and entropies, float32 [N, R] each, of responses to prompts; 0 where mask is 0.
 
-    tokens: int64 [N, R], mask: bool [N, R] with the valid tokens first; N = len(prompts) * G, G >= 1, and row n belongs
-    to prompt n // G. temperature: as when sampling; 0 (greedy) counts as 1. features: of `vlm.encode_images`, else they
-    are computed here. entropy: True without gradient, "grad" with gradient, False for zeros. max_tokens: split into
-    several forwards of whole groups (for passes without gradient). Gradient flows iff torch.is_grad_enabled().
+    tokens: int64 [N, R], mask: bool [N, R] with the valid tokens first; N = len(prompts) * G, G >= 1, and row
+    n belongs to prompt n // G. temperature: as when sampling; 0 (greedy) counts as 1. features: of
+    `vlm.encode_images`, else they are computed here. entropy: True without gradient, "grad" with gradient,
+    False for zeros. max_tokens: split into several forwards of whole groups (for passes without gradient).
+    Gradient flows iff torch.is_grad_enabled().
     """
     group = len(tokens) // len(prompts)
     if group * len(prompts) != len(tokens) or not group:
         raise ValueError(f"{len(tokens)} responses cannot be shared out evenly among {len(prompts)} prompts")
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("mask must mark the first tokens of every row, without gaps")
     lengths = mask.sum(1).tolist()  # [N]
     if not max_tokens:
         return group_logps(vlm, prompts, tokens, mask, lengths, temperature, features, entropy)
-    logps, entropies = torch.zeros(mask.shape, device=mask.device), torch.zeros(mask.shape, device=mask.device)
+    logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
     packed = [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
     for batch in micro_batches(packed, max_tokens):
         rows = [i * group + j for i in batch for j in range(group)]
         chosen = [features[i] for i in batch] if features is not None else None
-        parts = group_logps(vlm, [prompts[i] for i in batch], tokens[rows], mask[rows], [lengths[n] for n in rows],
-                            temperature, chosen, entropy)  # fmt: skip
-        logps[rows], entropies[rows] = parts
+        logps[rows], entropies[rows] = group_logps(
+            vlm, [prompts[i] for i in batch], tokens[rows], mask[rows], [lengths[n] for n in rows],
+            temperature, chosen, entropy,
+        )  # fmt: skip
     return logps, entropies
 
 
-def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, lengths: list[int], temperature: float,
-                features: list[ImageFeatures] | None, entropy: bool | str) -> tuple[Tensor, Tensor]:  # fmt: skip
+def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, lengths: list[int],
+                temperature: float, features: list[ImageFeatures] | None,
+                entropy: bool | str) -> tuple[Tensor, Tensor]:  # fmt: skip
     """response_logps in a single forward; lengths: valid tokens of every row."""
     group = len(tokens) // len(prompts)
     features = vlm.encode_images(prompts) if features is None else features
@@ -161,7 +174,10 @@ def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, l
     suffix_starts = layout.prompts.total + layout.responses.offsets[:-1].long()  # [N]
     places = torch.arange(tokens.shape[1], device=tokens.device)
     # Token t is predicted at token t - 1 of the response, the first one at the end of the prompt.
-    source = torch.where(places == 0, prompt_ends.repeat_interleave(group)[:, None], suffix_starts[:, None] + places - 1)
-    flat, flat_entropy = token_logps(hidden[source[mask]], vlm.head_weight, tokens[mask], vlm.banned_ids, temperature, entropy)
+    first = prompt_ends.repeat_interleave(group)[:, None]  # [N, 1]
+    source = torch.where(places == 0, first, suffix_starts[:, None] + places - 1)  # rows of hidden, [N, R]
+    flat, flat_entropy = token_logps(
+        hidden[source[mask]], vlm.head_weight, tokens[mask], vlm.banned_ids, temperature, entropy
+    )
     zeros = torch.zeros(mask.shape, device=mask.device)
     return zeros.masked_scatter(mask, flat), zeros.masked_scatter(mask, flat_entropy)

@@ -1,7 +1,7 @@
 """The sampler: G responses to every prompt, each prompt run once and its keys and values kept once.
 
-Tokens come from the same float32 distribution that scoring uses (`next_token_logits`), and their log-probs are kept, so
-an on-policy update needs no second pass for the old log-probs.
+Tokens come from the same float32 distribution that scoring uses (`next_token_logits`), and their log-probs
+are kept, so an on-policy update needs no second pass for the old log-probs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from common.logprob import next_token_logits
 from common.vlm import VLM, ImageFeatures, Prompt
 
 FIRST_CAPACITY = 64  # tokens a suffix cache holds at the start; it doubles when full
+COMPACT_AT = 7 / 8  # drop the finished rows when so many are left; dropping copies the suffix caches
 CUDA_CHECK_EVERY = 16  # steps between looks at who has finished, each of which waits for the GPU
 
 
-@dataclass
+@dataclass(eq=False)
 class Rollout:
     """B prompts with G responses each; row n of the N = B * G rows belongs to prompt n // G."""
 
@@ -40,43 +41,56 @@ class Rollout:
         rows = [i * group + j for i in prompt_indices for j in range(group)]
         mask = self.mask[rows]
         width = int(mask.sum(1).max()) if rows else 0
-        return Rollout([self.prompts[i] for i in prompt_indices], group, self.tokens[rows, :width], mask[:, :width],
-                       self.logps[rows, :width], self.truncated[rows], [self.texts[n] for n in rows],
-                       [self.features[i] for i in prompt_indices] if self.features is not None else None,
-                       self.pad_id)  # fmt: skip
+        return Rollout(
+            [self.prompts[i] for i in prompt_indices],
+            group,
+            self.tokens[rows, :width],
+            mask[:, :width],
+            self.logps[rows, :width],
+            self.truncated[rows],
+            [self.texts[n] for n in rows],
+            [self.features[i] for i in prompt_indices] if self.features is not None else None,
+            self.pad_id,
+        )
 
 
-def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens: int, temperature: float = 1.0,
-            top_p: float = 1.0, generator: torch.Generator | None = None, features: list[ImageFeatures] | None = None,
-            max_rows: int | None = None) -> Rollout:  # fmt: skip
+def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens: int,
+            temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None,
+            features: list[ImageFeatures] | None = None, max_rows: int | None = None) -> Rollout:  # fmt: skip
     """Sample group_size responses of at most max_new_tokens tokens to every prompt.
 
-    temperature 0 takes the likeliest token; the kept log-probs are then those of temperature 1. top_p < 1 restricts the
-    choice to the likeliest tokens whose probabilities add up to top_p, and leaves the kept log-probs alone. generator: a
-    CPU generator; the same state gives the same responses, whatever max_rows is. features: of `vlm.encode_images`, else
-    they are computed here. max_rows: decode at most so many responses at once, in whole groups.
+    temperature 0 takes the likeliest token; the kept log-probs are then those of temperature 1. top_p < 1
+    restricts the choice to the likeliest tokens whose probabilities add up to top_p, and leaves the kept
+    log-probs alone. generator: a CPU generator; the same state gives the same responses, whatever max_rows
+    is. features: of `vlm.encode_images`, else they are computed here. max_rows: decode at most so many
+    responses at once, in whole groups.
     """
     count = len(prompts) * group_size
-    # One uniform number per token, drawn up front: results depend neither on max_rows nor on who finishes first.
-    uniform = torch.rand(count, max_new_tokens, generator=generator, dtype=torch.float64).to(vlm.device)  # [N, R]
+    # One uniform number per token, drawn up front: results depend neither on max_rows nor on who ends first.
+    uniform = torch.rand(count, max_new_tokens, generator=generator, dtype=torch.float64).to(vlm.device)
     tokens = torch.full((count, max_new_tokens), vlm.pad_id, device=vlm.device)
     logps = torch.zeros(count, max_new_tokens, device=vlm.device)
     was_training = vlm.base.training
     vlm.base.eval()  # no gradient checkpointing here
-    with torch.no_grad():
-        features = vlm.encode_images(prompts) if features is None else features
-        step = max(1, (max_rows or count) // group_size)
-        for start in range(0, len(prompts), step):
-            part, rows = slice(start, start + step), slice(start * group_size, (start + step) * group_size)
-            decode(vlm, prompts[part], features[part], group_size, temperature, top_p, uniform[rows], tokens[rows], logps[rows])
-    vlm.base.train(was_training)
+    try:
+        with torch.no_grad():
+            features = vlm.encode_images(prompts) if features is None else features
+            step = max(1, (max_rows or count) // group_size)
+            for start in range(0, len(prompts), step):
+                part = slice(start, start + step)
+                rows = slice(start * group_size, (start + step) * group_size)
+                decode(vlm, prompts[part], features[part], group_size, temperature, top_p,
+                       uniform[rows], tokens[rows], logps[rows])  # fmt: skip
+    finally:
+        vlm.base.train(was_training)
     mask, truncated = response_mask(tokens, torch.tensor(vlm.eos_ids, device=vlm.device))
     width = int(mask.sum(1).max()) if count else 0
     tokens, mask, logps = tokens[:, :width], mask[:, :width], logps[:, :width]
     tokens = tokens.masked_fill(~mask, vlm.pad_id)
-    texts = vlm.tokenizer.batch_decode([row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist())], skip_special_tokens=True)
-    kept = None if vlm.train_vision else features
-    return Rollout(prompts, group_size, tokens, mask, logps.masked_fill(~mask, 0.0), truncated, texts, kept, vlm.pad_id)
+    written = [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)]
+    texts = vlm.tokenizer.batch_decode(written, skip_special_tokens=True)
+    return Rollout(prompts, group_size, tokens, mask, logps.masked_fill(~mask, 0.0), truncated, texts,
+                   None if vlm.train_vision else features, vlm.pad_id)  # fmt: skip
 
 
 def response_mask(tokens: Tensor, eos_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +99,8 @@ def response_mask(tokens: Tensor, eos_ids: Tensor) -> tuple[Tensor, Tensor]:
     return ends.cumsum(1) - ends.long() == 0, ~ends.any(1)
 
 
-def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group: int, temperature: float, top_p: float,
-           uniform: Tensor, tokens: Tensor, logps: Tensor) -> None:  # fmt: skip
+def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group: int, temperature: float,
+           top_p: float, uniform: Tensor, tokens: Tensor, logps: Tensor) -> None:  # fmt: skip
     """Fill tokens and logps [n, R] with responses to the prompts, n = len(prompts) * group.
 
     Rows beyond their end-of-sequence token hold whatever was computed until they were dropped.
@@ -95,7 +109,8 @@ def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group
     hidden, prefix = vlm.run_groups(prompts, features, keep=True)  # [all prompt tokens, d]
     hidden = hidden[prefix.prompts.offsets[1:].long() - 1].repeat_interleave(group, 0)  # [n, d]
     cache = DecodeCache.start(prefix, group, min(limit, FIRST_CAPACITY))
-    position = torch.tensor([p.next_position for p in prompts], device=vlm.device).repeat_interleave(group)  # [n]
+    position = torch.tensor([p.next_position for p in prompts], device=vlm.device)  # [B]
+    position = position.repeat_interleave(group)  # [n]
     rows = torch.arange(len(tokens), device=vlm.device)  # the rows still being written
     ends = torch.tensor(vlm.eos_ids, device=vlm.device)
     finished = torch.zeros(len(tokens), dtype=torch.bool, device=vlm.device)
@@ -111,9 +126,9 @@ def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group
             alive = (~finished).nonzero().flatten()
             if not len(alive):
                 return
-            if len(alive) < len(rows):
+            if len(alive) <= COMPACT_AT * len(rows):
                 cache.keep_rows(alive)
-                rows, chosen, position, finished = rows[alive], chosen[alive], position[alive], finished[alive]
+                rows, chosen, position, finished = (x[alive] for x in (rows, chosen, position, finished))
         hidden = decode_step(vlm, cache, chosen, position + t)
 
 
@@ -137,7 +152,7 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         probs = all_logps.exp()
         if top_p < 1:
             probs = nucleus(probs, top_p)
-        # Inverse of the distribution function, in float64 so that large vocabularies lose nothing to rounding.
+        # Inverse of the distribution function; in float64, so large vocabularies lose nothing to rounding.
         ladder = probs.cumsum(1, dtype=torch.float64)  # [m, V]
         chosen = torch.searchsorted(ladder, uniform[:, None] * ladder[:, -1:], right=True)[:, 0]
         chosen = chosen.clamp(max=logits.shape[1] - 1)
@@ -145,7 +160,7 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Probabilities [m, V] with everything outside the smallest set of mass top_p set to 0 (the likeliest token stays)."""
+    """Probabilities [m, V], 0 outside the smallest set of mass top_p; the likeliest token always stays."""
     ordered, order = probs.sort(dim=1, descending=True, stable=True)
     outside = ordered.cumsum(1, dtype=torch.float64) - ordered >= top_p  # the mass before this token suffices
     return torch.zeros_like(probs).scatter(1, order, ordered.masked_fill(outside, 0.0))
@@ -159,6 +174,14 @@ def concat_rollouts(parts: list[Rollout]) -> Rollout:
         return torch.cat([F.pad(getattr(p, name), (0, width - p.tokens.shape[1]), value=fill) for p in parts])
 
     kept = [f for p in parts for f in p.features] if all(p.features is not None for p in parts) else None
-    return Rollout([prompt for p in parts for prompt in p.prompts], parts[0].group_size, join("tokens", parts[0].pad_id),
-                   join("mask"), join("logps"), torch.cat([p.truncated for p in parts]), [t for p in parts for t in p.texts],
-                   kept, parts[0].pad_id)  # fmt: skip
+    return Rollout(
+        [prompt for p in parts for prompt in p.prompts],
+        parts[0].group_size,
+        join("tokens", parts[0].pad_id),
+        join("mask"),
+        join("logps"),
+        torch.cat([p.truncated for p in parts]),
+        [t for p in parts for t in p.texts],
+        kept,
+        parts[0].pad_id,
+    )

@@ -1,8 +1,10 @@
-"""Seconds of one GRPO step, this engine against plain transformers on the same model: roll-out, log-probs, update.
+"""Seconds of one GRPO step, this engine against plain transformers on the same model: roll-out, log-probs,
+update.
 
-Plain is what trainers built on transformers do: `generate` on every prompt repeated G times, and padded forwards over
-prompt + response with the pixels repeated G times, logits only where needed. Both sides write exactly R tokens (no end
-of sequence), on the same prompts, alternating, after a warm-up; the table gives medians.
+Plain is what trainers built on transformers do: `generate` on every prompt repeated G times, and padded
+forwards over prompt + response with the pixels repeated G times, logits only where needed. Both sides write
+exactly R tokens (no end of sequence), on the same prompts, alternating, after a warm-up; the table gives
+medians.
 
     python eval/bench_step.py                          # both settings, a few minutes
     python eval/bench_step.py --settings micro --repeats 1
@@ -43,7 +45,9 @@ class Args:
     model: str = "random"
     """random (tiny Qwen2.5-VL of 2.3 M parameters), or anything that load_vlm takes."""
     settings: list[str] = field(default_factory=lambda: list(SETTINGS))
-    """Which settings to time: micro (16 prompts x 8 x 48 tokens, 112-pixel image), long (8 x 8 x 128, 448 pixels)."""
+    """Which settings to time: micro (16 prompts x 8 x 48 tokens, 112-pixel image), long (8 x 8 x 128, 448
+    pixels).
+    """
     repeats: int = 5
     """Timed rounds per setting; every round runs both sides, the first one in turn."""
     plain_rows: int = 64
@@ -68,7 +72,13 @@ def load(args: Args) -> VLM:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     text = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6,
             "num_key_value_heads": 2, "vocab_size": 1536, "rope_parameters": rope}  # fmt: skip
-    vision = {"depth": 3, "hidden_size": 96, "intermediate_size": 192, "num_heads": 4, "fullatt_block_indexes": [2]}
+    vision = {
+        "depth": 3,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_heads": 4,
+        "fullatt_block_indexes": [2],
+    }
     model, tokenizer, processor = random_parts("qwen2_5_vl", args.seed, 0.03, text, vision)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     vlm = VLM(model.to(device), tokenizer, processor)
@@ -83,13 +93,16 @@ def make_prompts(vlm: VLM, count: int, side: int, seed: int) -> list[Prompt]:
     return [vlm.prompt(question[: -1 - i % 4], [Image.fromarray(p)]) for i, p in enumerate(pictures)]
 
 
-# ------------------------------------------------------------------------------------------------- plain transformers
+# ------------------------------------------------------------------------------- plain transformers
 class Plain:
-    """The usual way: every prompt and picture repeated G times, left padding to generate, padded forwards to score."""
+    """The usual way: every prompt and picture repeated G times, left padding to generate, padded forwards to
+    score.
+    """
 
     def __init__(self, vlm: VLM, prompts: list[Prompt], group: int, rows: int) -> None:
         self.vlm, self.prompts, self.group, self.rows = vlm, prompts, group, rows
         self.model = copy.deepcopy(vlm.base)
+        self.model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
         for module in self.model.modules():
             if hasattr(module, "config"):
                 module.config._attn_implementation = "sdpa"
@@ -104,16 +117,24 @@ class Plain:
             ids[row, width - len(prompt.input_ids) :] = prompt.input_ids
             attention[row, width - len(prompt.input_ids) :] = 1
         self.model.model.rope_deltas = None
-        out = {"input_ids": ids, "attention_mask": attention, "mm_token_type_ids": (ids == self.vlm.image_token_id).int(),
-               "pixel_values": torch.cat([p.pixel_values for p in prompts]),
-               "image_grid_thw": torch.cat([p.image_grid_thw for p in prompts])}  # fmt: skip
+        out = {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "mm_token_type_ids": (ids == self.vlm.image_token_id).int(),
+            "pixel_values": torch.cat([p.pixel_values for p in prompts]),
+            "image_grid_thw": torch.cat([p.image_grid_thw for p in prompts]),
+        }
         return {name: tensor.to(self.vlm.device) for name, tensor in out.items()}
 
     def rollout(self, limit: int, greedy: bool = False) -> Tensor:
         """int64 [N, R]"""
         self.model.eval()
         inputs = self.inputs([p for p in self.prompts for _ in range(self.group)])
-        sampling = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+        sampling = (
+            {"do_sample": False}
+            if greedy
+            else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+        )
         out = self.model.generate(**inputs, max_new_tokens=limit, pad_token_id=self.vlm.pad_id,
                                   suppress_tokens=self.vlm.banned_ids.tolist(), **sampling)  # fmt: skip
         self.model.train()
@@ -125,8 +146,12 @@ class Plain:
         part = tokens[chosen]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], part], dim=1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(part)], dim=1)
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(part).int()], dim=1)
-        logits = self.model(**inputs, logits_to_keep=part.shape[1] + 1, use_cache=False).logits[:, :-1].float()  # [n, R, V]
+        inputs["mm_token_type_ids"] = torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(part).int()], dim=1
+        )
+        logits = (
+            self.model(**inputs, logits_to_keep=part.shape[1] + 1, use_cache=False).logits[:, :-1].float()
+        )  # [n, R, V]
         logps = logits.index_fill(2, self.vlm.banned_ids, -1e30).log_softmax(-1)
         with torch.no_grad():
             entropy = -(logps.exp() * logps).sum(-1)
@@ -145,7 +170,7 @@ class Plain:
             (-(advantages[rows, None] * self.logps(tokens, rows)[0]).sum() / tokens.numel()).backward()
 
 
-# --------------------------------------------------------------------------------------------------------- this engine
+# -------------------------------------------------------------------------------------- this engine
 class Ours:
     """Prompts and pictures once per group."""
 
@@ -154,7 +179,9 @@ class Ours:
         vlm.eos_ids = [-1]
 
     def rollout(self, limit: int, greedy: bool = False) -> Tensor:
-        return rollout(self.vlm, self.prompts, self.group, max_new_tokens=limit, temperature=float(not greedy)).tokens
+        return rollout(
+            self.vlm, self.prompts, self.group, max_new_tokens=limit, temperature=float(not greedy)
+        ).tokens
 
     def score(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
@@ -171,7 +198,7 @@ class Ours:
             (-(advantages[rows, None] * logps).sum() / tokens.numel()).backward()
 
 
-# --------------------------------------------------------------------------------------------------------- measurement
+# -------------------------------------------------------------------------------------- measurement
 def timed(call: Callable[[], Any], clock: str, device: torch.device) -> float:
     now = time.process_time if clock == "cpu" else time.perf_counter
     if device.type == "cuda":
@@ -184,7 +211,9 @@ def timed(call: Callable[[], Any], clock: str, device: torch.device) -> float:
 
 
 def check(ours: Ours, plain: Plain, limit: int) -> dict[str, float]:
-    """How far apart the two sides are: greedy tokens that agree, log-probs and gradients on the same tokens."""
+    """How far apart the two sides are: greedy tokens that agree, log-probs and gradients on the same
+    tokens.
+    """
     greedy, expected = ours.rollout(limit, greedy=True), plain.rollout(limit, greedy=True)
     advantages = torch.linspace(-1, 1, len(greedy), device=greedy.device)
     ours.update(greedy, advantages)
@@ -201,11 +230,14 @@ def run_setting(name: str, args: Args) -> dict[str, Any]:
     count, group, limit, side = SETTINGS[name]
     vlm = load(args)
     prompts = make_prompts(vlm, count, side, args.seed)
-    sides = {"ours": Ours(vlm, prompts, group, args.our_tokens), "plain": Plain(vlm, prompts, group, args.plain_rows)}
+    sides = {
+        "ours": Ours(vlm, prompts, group, args.our_tokens),
+        "plain": Plain(vlm, prompts, group, args.plain_rows),
+    }
     correctness = check(sides["ours"], sides["plain"], limit)  # also the warm-up
-    print(f"{name}: greedy tokens equal {correctness['greedy_tokens_equal']:.2%}, log-probs within "
-          f"{correctness['logps_largest_difference']:.1e}, gradients within {correctness['gradient_relative_difference']:.1e}",
-          flush=True)  # fmt: skip
+    equal, logps, gradients = correctness.values()
+    print(f"{name}: {equal:.2%} of greedy tokens equal, log-probs within {logps:.1e}, gradients within "
+          f"{gradients:.1e}", flush=True)  # fmt: skip
     torch.manual_seed(args.seed)
     tokens = sides["ours"].rollout(limit)
     advantages = torch.randn(len(tokens), device=tokens.device)
@@ -217,8 +249,12 @@ def run_setting(name: str, args: Args) -> dict[str, Any]:
                      "update": lambda r=runner: r.update(tokens, advantages)}  # fmt: skip
             for phase, call in calls.items():
                 seconds[key][phase].append(timed(call, args.clock, vlm.device))
-    return {"setting": dict(zip(("prompts", "group", "tokens", "image_side"), SETTINGS[name], strict=True)),
-            "prompt_tokens": [len(p.input_ids) for p in prompts], "correctness": correctness, "seconds": seconds}  # fmt: skip
+    return {
+        "setting": dict(zip(("prompts", "group", "tokens", "image_side"), SETTINGS[name], strict=True)),
+        "prompt_tokens": [len(p.input_ids) for p in prompts],
+        "correctness": correctness,
+        "seconds": seconds,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -226,8 +262,10 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| setting | phase | plain transformers, s | this engine, s | ratio |", "|---|---|---|---|---|"]
     for name, result in results.items():
         s = result["setting"]
-        label = f"{name}: {s['prompts']} prompts x {s['group']} x {s['tokens']} tokens, {s['image_side']}-px image"
-        medians = {k: {p: statistics.median(v) for p, v in phases.items()} for k, phases in result["seconds"].items()}
+        label = f"{name}: {s['prompts']} x {s['group']} x {s['tokens']} tokens, {s['image_side']}-px image"
+        medians = {
+            k: {p: statistics.median(v) for p, v in phases.items()} for k, phases in result["seconds"].items()
+        }
         for side in medians.values():
             side["roll-out + update"] = side["rollout"] + side["update"]
         for phase in medians["plain"]:
@@ -242,12 +280,22 @@ def main(args: Args) -> None:
     results = {name: run_setting(name, args) for name in args.settings}
     text = table(results)
     print(text)
-    device = "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
+    device = (
+        "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
+    )
     record = {
-        "args": asdict(args) | {"out": str(args.out)}, "results": results, "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {cpu_name()}",
-    }  # fmt: skip
+        "args": asdict(args) | {"out": str(args.out)},
+        "results": results,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.machine()}, {cpu_name()}",
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"bench_step_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / f"bench_step_{device}.md").write_text(text + "\n")

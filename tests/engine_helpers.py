@@ -48,8 +48,9 @@ def random_responses(vlm: VLM, lengths: list[int], seed: int = 0) -> tuple[Tenso
 
 
 def plain_copy(vlm: VLM) -> Any:
-    """The model with the library's own attention functions everywhere."""
+    """The model with the library's own attention functions and patch embedding."""
     model = copy.deepcopy(vlm.base)
+    model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
     for part, name in ((model.model.language_model, "eager"), (model.model.visual, "sdpa")):
         for module in part.modules():
             if hasattr(module, "config"):
@@ -97,7 +98,9 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-4) -> None:
+def assert_same_gradients(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-4
+) -> None:
     """Equal names, and every gradient within a fraction `tolerance` of its largest entry."""
     assert ours.keys() == theirs.keys() and ours
     for name, expected in theirs.items():

@@ -11,13 +11,22 @@ from common.rollout import choose, concat_rollouts, nucleus, rollout
 
 def generate(vlm, model, prompt, limit, eos):
     """Greedy tokens of transformers for one prompt, up to and including the end."""
-    inputs = {"input_ids": prompt.input_ids[None], "attention_mask": torch.ones(1, len(prompt.input_ids), dtype=torch.int64)}
+    inputs = {
+        "input_ids": prompt.input_ids[None],
+        "attention_mask": torch.ones(1, len(prompt.input_ids), dtype=torch.int64),
+    }
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == vlm.image_token_id).int()
     if prompt.images:
         inputs |= {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
     model.model.rope_deltas = None
-    out = model.generate(**inputs, do_sample=False, max_new_tokens=limit, eos_token_id=eos, pad_token_id=vlm.pad_id,
-                         suppress_tokens=vlm.banned_ids.tolist())  # fmt: skip
+    out = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=limit,
+        eos_token_id=eos,
+        pad_token_id=vlm.pad_id,
+        suppress_tokens=vlm.banned_ids.tolist(),
+    )
     return out[0, len(prompt.input_ids) :].tolist()
 
 
@@ -49,7 +58,9 @@ def test_kept_logps_equal_recomputed_ones(family, temperature, top_p):
     vlm.eos_ids = [*vlm.eos_ids, *range(0, 256, 16)]  # many responses end early
     prompts = mixed_prompts(vlm)
     generator = torch.Generator().manual_seed(3)
-    out = rollout(vlm, prompts, 5, max_new_tokens=24, temperature=temperature, top_p=top_p, generator=generator)
+    out = rollout(
+        vlm, prompts, 5, max_new_tokens=24, temperature=temperature, top_p=top_p, generator=generator
+    )
     assert len(set(out.mask.sum(1).tolist())) > 3
     logps, _ = response_logps(vlm, prompts, out.tokens, out.mask, temperature=temperature)
     torch.testing.assert_close(out.logps, logps.detach(), atol=1e-5, rtol=1e-5)
@@ -101,7 +112,14 @@ def test_placeholders_are_never_sampled_even_if_the_logits_love_them():
         assert int((hidden[-1] @ vlm.head_weight.T).argmax()) in vlm.banned_ids.tolist()
     assert len(vlm.banned_ids) == 5
     for temperature in (0.0, 1.0, 5.0):
-        out = rollout(vlm, prompts, 8, max_new_tokens=12, temperature=temperature, generator=torch.Generator().manual_seed(0))
+        out = rollout(
+            vlm,
+            prompts,
+            8,
+            max_new_tokens=12,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(0),
+        )
         assert not torch.isin(out.tokens, vlm.banned_ids).any()
         assert out.logps.isfinite().all()
     logps, entropies = response_logps(vlm, prompts, out.tokens, out.mask, temperature=5.0)
@@ -117,7 +135,10 @@ def test_sampling_follows_the_distribution():
     counts = torch.bincount(chosen, minlength=5) / 20_000
     assert (counts - probs).abs().max() < 0.01 and counts[4] == 0
     torch.testing.assert_close(logps, probs.log()[chosen])
-    assert choose(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)[0].tolist() == [0, 3]
+    assert choose(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)[0].tolist() == [
+        0,
+        3,
+    ]
 
 
 def test_nucleus_keeps_the_smallest_set_and_the_kept_logps_are_full():
@@ -133,7 +154,9 @@ def test_nucleus_keeps_the_smallest_set_and_the_kept_logps_are_full():
 
 def test_one_token_responses_and_texts():
     vlm = make_vlm()
-    out = rollout(vlm, [vlm.prompt("hi", [])], 4, max_new_tokens=1, generator=torch.Generator().manual_seed(0))
+    out = rollout(
+        vlm, [vlm.prompt("hi", [])], 4, max_new_tokens=1, generator=torch.Generator().manual_seed(0)
+    )
     assert out.tokens.shape == (4, 1) and out.mask.all()
     assert out.texts == [vlm.decode(row) for row in out.tokens]
 
@@ -150,7 +173,10 @@ def test_select_and_concat():
     vlm = make_vlm(train_vision=False)
     vlm.eos_ids = list(range(0, 256, 8))
     prompts = mixed_prompts(vlm)
-    parts = [rollout(vlm, prompts, 2, max_new_tokens=m, generator=torch.Generator().manual_seed(m)) for m in (3, 16)]
+    parts = [
+        rollout(vlm, prompts, 2, max_new_tokens=m, generator=torch.Generator().manual_seed(m))
+        for m in (3, 16)
+    ]
     both = concat_rollouts(parts)
     assert len(both.prompts) == len(both.features) == 6 and len(both.texts) == len(both.tokens) == 12
     assert (both.tokens[~both.mask] == vlm.pad_id).all()
