@@ -20,7 +20,8 @@ CHUNK_ELEMENTS = {
     "cpu": 1 << 20,
     "cuda": 1 << 27,
 }  # logits per chunk: what fits a CPU's cache, what fills a GPU
-KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the log-probs (128 MB) instead of rebuilding them
+KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the probabilities (128 MB) instead of rebuilding them
+TINY_PROBABILITY = 1e-37  # p log p is 0 in float32 from here down
 BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
 
 
@@ -51,10 +52,11 @@ class TokenLogps(torch.autograd.Function):
             part = slice(start, start + chunk)
             all_logps = next_token_logits(hidden[part], weight, banned, temperature).log_softmax(1)  # [m, V]
             logps[part] = all_logps.gather(1, targets[part, None])[:, 0]
-            if want_entropy:
-                entropy[part] = -all_logps.exp().mul_(all_logps).sum(1)
+            if want_entropy or ctx.kept is not None:
+                probs = all_logps.exp()
+                entropy[part] = all_logps.mul_(probs).sum(1).neg_() if want_entropy else 0.0
             if ctx.kept is not None:
-                ctx.kept.append(all_logps)
+                ctx.kept.append(probs)
         ctx.save_for_backward(hidden, weight, targets, banned, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logps, entropy
@@ -72,14 +74,14 @@ class TokenLogps(torch.autograd.Function):
         for number, start in enumerate(range(0, len(targets), ctx.chunk)):
             part = slice(start, start + ctx.chunk)
             if ctx.kept is not None:
-                all_logps = ctx.kept[number]
+                probs = ctx.kept[number]
             else:
-                all_logps = next_token_logits(hidden[part], weight, banned, ctx.temperature).log_softmax(1)
-            probs = all_logps.exp()  # [m, V]
+                probs = next_token_logits(hidden[part], weight, banned, ctx.temperature).softmax(1)  # [m, V]
             # d logp[target] / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
             factor = -grad_logps[part, None]
             if grad_entropy is not None:
-                factor = factor - grad_entropy[part, None] * (all_logps + entropy[part, None])
+                all_logps = probs.clamp(min=TINY_PROBABILITY).log_()
+                factor = factor - grad_entropy[part, None] * all_logps.add_(entropy[part, None])
             grad = probs.mul_(factor)
             grad.scatter_add_(1, targets[part, None], grad_logps[part, None])
             grad = (grad.div_(ctx.temperature) if ctx.temperature != 1.0 else grad).to(weight.dtype)

@@ -291,7 +291,7 @@ def main(args: Args) -> None:
             save(model, tokenizer, image_processor, args.out)
         if step + 1 == args.see_steps:  # to try another mixture of habits with --start
             save(model, tokenizer, image_processor, args.out.with_name(args.out.name + "_see"))
-    record = {k: str(v) for k, v in asdict(args).items() if k != "out"}
+    record = {k: str(v) for k, v in asdict(args).items() if k not in ("out", "start")}
     record["minutes"] = round((time.time() - start) / 60, 1)
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
