@@ -54,7 +54,7 @@ class CommonArgs:
     """Text around the question; {question} is replaced."""
 
     # ---- run
-    steps: int = 300
+    steps: int = 150
     """Training steps (one rollout and its update each)."""
     budget_tokens: int = 0
     """Stop after so many generated tokens, so that methods can be compared fairly; 0: no limit."""
