@@ -18,7 +18,8 @@ from common.world.scene import CELLS, COLOR_NAMES, SHAPES, Thing, biased, typica
 
 HABITS = ("careful", "sloppy", "blind")
 MISS = {"small": 0.85, "large": 0.35}  # chance that the sloppy habit overlooks or misreads an object of this size
-# Shares of (careful, sloppy, blind) per family, tuned so that every family starts at pass@1 30-60 %, pass@8 >= 90 %.
+# Shares of (careful, sloppy, blind) per family: the taught answers have pass@1 30-60 % and pass@8 >= 90 % in every
+# family. What the model makes of them is in tiny_vlm/README.md.
 SHARES = {
     "color": (0.20, 0.40, 0.40), "shape": (0.18, 0.42, 0.40), "number": (0.25, 0.40, 0.35),
     "count": (0.28, 0.40, 0.32), "compare": (0.18, 0.47, 0.35), "relation": (0.25, 0.40, 0.35),
