@@ -278,7 +278,7 @@ class Run:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
         self._all_saved = first >= self.total_steps
-        self._display = _Display(self.method, first, self.total_steps)
+        self._display = _Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
         old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"
         self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
         atexit.register(self.close)
@@ -604,8 +604,8 @@ def duration(seconds: float) -> str:
 class _Display:
     """A live line on a terminal, a plain line now and then anywhere else."""
 
-    def __init__(self, method: str, first: int, total: int) -> None:
-        self.total, self.recent = total, []
+    def __init__(self, method: str, first: int, total: int, budget_tokens: int = 0) -> None:
+        self.total, self.recent, self.budget_tokens = total, [], budget_tokens
         self.console = Console()
         self.live: Live | None = None
         self._last_plain = -math.inf
@@ -619,7 +619,12 @@ class _Display:
 
     def update(self, step: int, record: dict[str, Any]) -> None:
         self.recent = [*self.recent, record["seconds/step"]][-20:]
-        left = (self.total - step - 1) * float(np.median(self.recent))
+        steps_left, where = self.total - step - 1, f"step {step + 1}/{self.total}"
+        if self.budget_tokens and record.get("tokens_generated"):
+            done = record["tokens_generated"] / self.budget_tokens  # of the budget, in (0, 1]
+            steps_left = min(steps_left, (step + 1) * max(0.0, 1 / done - 1))
+            where = f"step {step + 1}, {min(done, 1):.0%} of {self.budget_tokens:,} tokens"
+        left = steps_left * float(np.median(self.recent))
         numbers = "  ".join([*_headline(record), f"{duration(left)} left"])
         seconds = {n[8:]: s for n, s in record.items() if n.startswith("seconds/") and n != "seconds/step"}
         phases = "  ".join(f"{name} {value:.2f}s" for name, value in seconds.items())
@@ -630,9 +635,7 @@ class _Display:
         now = time.monotonic()
         if step + 1 >= self.total or now - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = now
-            print(
-                f"step {step + 1}/{self.total}  {numbers}" + (f"  ({phases})" if phases else ""), flush=True
-            )
+            print(f"{where}  {numbers}" + (f"  ({phases})" if phases else ""), flush=True)
 
     def say(self, text: str) -> None:
         if self.live is not None:

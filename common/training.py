@@ -241,10 +241,13 @@ def validate(vlm: VLM, args: CommonArgs, max_new_tokens: int) -> dict[str, float
     return {"val/accuracy": result["avg@k"], "val/length": result["length"]}
 
 
-def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget) -> None:
-    """Print the before/after table and finish the run with its summary."""
+def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget, stream: Stream) -> None:
+    """Print the before/after table, say which data rows were skipped, and finish the run with its summary."""
     spent = budget.state_dict()
     summary: dict[str, Any] = {"tokens_generated": spent["tokens"], "seconds_trained": spent["seconds"]}
+    if skipped := list(dict.fromkeys(stream.dataset.skipped)):
+        run.say(f"skipped {len(skipped)} data rows that could not be read; the first: {skipped[0]}")
+        summary["skipped"] = skipped
     if before is not None and after is not None:
         print_table(before, after)
         summary |= {"before": before.summary(), "after": after.summary()}

@@ -163,7 +163,7 @@ def main(args: Args) -> None:
             return
 
     after = evaluate_held_out(run, vlm, args, "after", args.max_new_tokens)
-    conclude(run, before, after, budget)
+    conclude(run, before, after, budget, stream)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from common.args import CommonArgs, chosen_defaults, option_help, parse_args, typed
@@ -256,6 +257,18 @@ def test_budget_stops_the_run(tmp_path):
     rows = metrics(only_run(tmp_path))
     assert rows[-1]["tokens_generated"] >= 60 and len(rows) < 50
     assert len(rows) == 1 or rows[-2]["tokens_generated"] < 60
+
+
+def test_skipped_rows_are_shown_at_the_end(tmp_path, capsys):
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [{"question": "What color is it?", "answer": "red", "image": f"{name}.png"} for name in ("good", "broken")]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = dict(data=f"jsonl:{tmp_path}/d.jsonl", bad_rows="skip", eval_questions=0, prompts_per_step=2)
+    grpo.main(small("grpo", tmp_path / "runs", **options))
+    (skipped,) = json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["skipped"]
+    assert "d.jsonl line 2" in skipped
+    assert "skipped 1 data rows that could not be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", METHODS)

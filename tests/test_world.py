@@ -41,8 +41,8 @@ def test_a_pinned_question_never_changes() -> None:
 
 
 PINNED = {
-    ("test", 0): ("What color is the diamond?", "gray"),
-    ("train", 123_456): ("What color is the large triangle?", "yellow"),
+    ("test", 0): ("What color is the large diamond?", "gray"),
+    ("train", 123_456): ("What color is the triangle?", "yellow"),
 }
 
 

@@ -27,7 +27,7 @@ COLORS = {
     "purple": (140, 60, 180), "orange": (255, 127, 14), "cyan": (40, 200, 215), "gray": (120, 120, 120),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
-SIZES = {"small": 15, "large": 23}  # pixels across
+SIZES = {"small": 17, "large": 24}  # pixels across
 COLOR_NAMES = tuple(COLORS)
 RAMP = np.linspace(0, 1, SIDE)  # [112]
 SHADES = np.broadcast_arrays(-60 * (1 - RAMP), -60 * (1 - RAMP[:, None]), -60 * RAMP)  # 3 x [112, 112]
@@ -186,10 +186,10 @@ def sprite(color: str, shape: str, size: str, number: int) -> Image.Image:
         pen.ellipse((0, 0, width * scale - 1, width * scale - 1), fill=(*COLORS[color], 255))
     else:
         pen.polygon([(x * scale, y * scale) for x, y in outline(shape, width)], fill=(*COLORS[color], 255))
-    font = ImageFont.load_default(11 * scale if size == "large" else 9 * scale)
+    font = ImageFont.load_default(16 * scale if size == "large" else 13 * scale)
     lower = 0.62 if shape == "triangle" else 0.5  # a triangle has its room below the middle
     pen.text((width * scale / 2, width * scale * lower), str(number), anchor="mm", font=font, fill=(255, 255, 255, 255),
-             stroke_width=scale, stroke_fill=(20, 20, 20, 255))  # fmt: skip
+             stroke_width=3, stroke_fill=(20, 20, 20, 255))  # fmt: skip
     return big.resize((width, width), Image.Resampling.LANCZOS)
 
 
