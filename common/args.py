@@ -48,6 +48,8 @@ class CommonArgs:
     """Names of your columns if they differ from question, answer, images: "question=problem,answer=label"."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be read: stop with its number, or skip and count it."""
+    tasks: str = ""
+    """Use only these kinds of questions, e.g. count,locate; default: all the data has."""
     limit: int | None = None
     """Use only so many rows of the data."""
     prompt: str = PROMPT

@@ -180,6 +180,7 @@ def open_dataset(
     *,
     bad_rows: str = "stop",
     columns: str = "",
+    tasks: str = "",
     seed: int = 0,
     limit: int | None = None,
     allow_outside: bool = False,
@@ -193,6 +194,7 @@ def open_dataset(
     Dataset.skipped.
     columns: "question=problem,answer=gold,images=image" for tables with other column names; dots go into
     records.
+    tasks: "count,locate" keeps only these kinds of questions; "" keeps all.
     seed: order of the rows. Kinds of questions take turns, so that any first n hold every kind. The
     micro-world is
         always in its own order.
@@ -207,8 +209,8 @@ def open_dataset(
         raise SightRLError(f"--bad-rows is stop or skip, not {bad_rows!r}.")
     kind, _, place = spec.partition(":")
     if kind == "world":
-        samples, tasks = readers.read_world(place, split, limit)
-        return Dataset(spec, split, samples, tasks=tasks, bad_rows=bad_rows)
+        samples, kinds = readers.read_world(place, split, parse_tasks(tasks), limit)
+        return Dataset(spec, split, samples, tasks=kinds, bad_rows=bad_rows)
     if kind not in readers.READERS or not place:
         known = ", ".join(f"{name}:..." for name in readers.READERS)
         raise SightRLError(f"--data {spec!r} is not understood; give world or one of {known}.")
@@ -217,14 +219,27 @@ def open_dataset(
     options = readers.Options(
         split=split, columns=parse_columns(columns), bad_rows=bad_rows, allow_outside=allow_outside
     )
-    samples, tasks = readers.READERS[kind](place, options)
+    samples, kinds = readers.READERS[kind](place, options)
     if not len(samples):
         problem = f"; the first problem: {options.skipped[0]}" if options.skipped else ""
         raise SightRLError(f"the {split} split of {spec} is empty{problem or ', add data to it'}.")
-    order = taking_turns(tasks, seed)[:limit]
+    wanted = known_tasks(parse_tasks(tasks), kinds, spec)
+    order = [i for i in taking_turns(kinds, seed) if kinds[i] in wanted][:limit]
     chosen = samples.select(order) if hasattr(samples, "select") else [samples[i] for i in order]
     left_out = {"bad_rows": bad_rows, "skipped": options.skipped, "notes": options.notes}
-    return Dataset(spec, split, chosen, tasks=(tasks[i] for i in order), **left_out)
+    return Dataset(spec, split, chosen, tasks=(kinds[i] for i in order), **left_out)
+
+
+def parse_tasks(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def known_tasks(wanted: list[str], kinds: Iterable[str], spec: str) -> set[str]:
+    """The wanted kinds of questions, all without a wish. Raises SightRLError for a kind the data does not have."""
+    known = set(kinds)
+    if unknown := [task for task in wanted if task not in known]:
+        raise SightRLError(f"--tasks: {spec} has no {unknown[0]!r}; it has {', '.join(sorted(known))}.")
+    return set(wanted) or known
 
 
 def parse_columns(text: str) -> dict[str, str]:

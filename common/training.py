@@ -40,7 +40,7 @@ def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
 
 def load_stream(args: CommonArgs) -> Stream:
     """The training questions of the options, endless and reshuffled every epoch."""
-    options = {"bad_rows": args.bad_rows, "columns": args.columns, "limit": args.limit}
+    options = {"bad_rows": args.bad_rows, "columns": args.columns, "tasks": args.tasks, "limit": args.limit}
     return Stream(open_dataset(args.data, "train", seed=args.seed, **options), seed=args.seed)
 
 
@@ -201,7 +201,7 @@ def held_out(args: CommonArgs) -> dict[str, list[Sample]]:
 
 
 def questions(args: CommonArgs, split: str) -> list[Sample]:
-    data = open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, seed=0)
+    data = open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, tasks=args.tasks, seed=0)
     return data.take(args.eval_questions)
 
 

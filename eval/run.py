@@ -40,6 +40,8 @@ class Args:
     """Sampling temperature; 0 gives greedy answers."""
     prompt: str = PROMPT
     """Text around the question; {question} is replaced."""
+    tasks: str = ""
+    """Ask only these kinds of questions, e.g. count,locate; default: all."""
     columns: str = ""
     """Names of your columns if they differ from question, answer, images: "question=problem"."""
     min_pixels: int | None = None
@@ -82,7 +84,7 @@ def main(args: Args) -> None:
         raise SightRLError("--k and --limit must be at least 1, and --benchmarks needs a name such as world.")
     from common.training import ask, held_out, load_model  # slow imports: --help must not wait for them
 
-    names = ("model", "prompt", "columns", "min_pixels", "max_pixels", "dtype", "device")
+    names = ("model", "prompt", "columns", "tasks", "min_pixels", "max_pixels", "dtype", "device")
     common = {name: getattr(args, name) for name in names}
     vlm = load_model(CommonArgs(**common))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")

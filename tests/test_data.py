@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -349,3 +350,18 @@ def test_micro_world():
         open_dataset, "world:x", "train"
     )
     assert len({s.id for s in Stream(open_dataset("world", "train"), seed=1).next(16)}) == 16
+
+
+def test_only_some_kinds_of_questions(tmp_path):
+    few = open_dataset("world", "test", tasks="count, sum")
+    assert [few[i].task for i in range(4)] == ["count", "sum"] * 2
+    assert len(few) == 5000 and few.tasks == ["count", "sum"]
+    rows = [{"question": "q", "answer": str(i), "image": "a.png", "task": "ab"[i % 2]} for i in range(8)]
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = f"jsonl:{tmp_path}/d.jsonl"
+    assert {sample.answer for sample in open_dataset(spec, "train", tasks="b")} == {"1", "3", "5", "7"}
+    with pytest.raises(SightRLError, match=re.escape(f"--tasks: {spec} has no 'c'; it has a, b.")):
+        open_dataset(spec, "train", tasks="a,c")
+    with pytest.raises(SightRLError, match="--tasks: world has no 'video'; it has color, compare"):
+        open_dataset("world", "test", tasks="video")

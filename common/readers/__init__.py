@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.data import Sample
+from common.data import Sample, known_tasks
 from common.errors import SightRLError
 from common.readers.benchmarks import read_nlvr, read_puzzlevqa
 from common.readers.boxes import read_coco, read_images, read_voc
@@ -31,25 +31,25 @@ READERS = {
 
 
 class WorldRows(Sequence):
-    """The questions of one split of the micro-world, drawn when asked for."""
+    """Some questions of one split of the micro-world, drawn when asked for. numbers: which."""
 
-    def __init__(self, split: str, size: int) -> None:
-        self.split, self.size = split, size
+    def __init__(self, split: str, numbers: Sequence[int]) -> None:
+        self.split, self.numbers = split, numbers
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.numbers)
 
     def __getitem__(self, i: int) -> Sample:
         from common.world import world_sample
 
-        if not 0 <= i < self.size:
+        if not 0 <= i < len(self.numbers):
             raise IndexError(i)
-        row = world_sample(self.split, i)
+        row = world_sample(self.split, self.numbers[i])
         image = row.pop("image")
         return Sample(images=[image], where=row["id"], **row)
 
 
-def read_world(variant: str, split: str, limit: int | None) -> tuple[WorldRows, Sequence[str]]:
+def read_world(variant: str, split: str, wanted: list[str], limit: int | None) -> tuple[WorldRows, Sequence[str]]:
     """world: train, val, test, test_combo (held-out pairs) and test_counter (flipped answer prior)."""
     from common.world import FAMILIES, SPLITS, world_dataset_size
 
@@ -57,5 +57,8 @@ def read_world(variant: str, split: str, limit: int | None) -> tuple[WorldRows, 
         raise SightRLError(f"the micro-world has no variant {variant!r}; write --data world.")
     if split not in SPLITS:
         raise SightRLError(f"the micro-world has the splits {', '.join(SPLITS)}, but no {split!r}.")
-    size = world_dataset_size(split)
-    return WorldRows(split, size if limit is None else min(limit, size)), list(FAMILIES)
+    families, numbers = list(FAMILIES), range(world_dataset_size(split))
+    chosen = known_tasks(wanted, families, "world")
+    if wanted:  # families take turns
+        numbers = [i for i in numbers if families[i % len(families)] in chosen]
+    return WorldRows(split, numbers[:limit]), sorted(chosen)

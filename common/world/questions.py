@@ -64,6 +64,10 @@ def total_things(rng: random.Random, at_least: int) -> int:
     return rng.randint(max(3, at_least), max(7, at_least + 1))
 
 
+def plural(shape: str) -> str:
+    return {"cross": "crosses"}.get(shape, f"{shape}s")
+
+
 def neighbor_cell(cell: str, direction: str) -> str | None:
     """The next cell in a direction ("left of", ...), None at the border."""
     columns, rows = DIRECTIONS[direction]
@@ -129,7 +133,7 @@ def ask_count(rng: random.Random, prior: str, combo: bool = False) -> Question:
             things.append(place(rng, c, s, cells[len(things)], prior))
     scene = finish_scene(rng, things, prior, total_things(rng, n + 1), lambda c, s: kind not in (c, s))
     relevant = [t for t in scene.things if kind in (t.color, t.shape)]
-    name = f"{kind} objects" if by_color else {"cross": "crosses"}.get(kind, f"{kind}s")
+    name = f"{kind} objects" if by_color else plural(kind)
     return Question("count", f"How many {name} are there?", str(n), scene, relevant, name, "number",
                     program=[["filter", kind], ["count"]],
                     steps=[(f"Is the object at {t.cell} counted?", "yes" if t in relevant else "no")

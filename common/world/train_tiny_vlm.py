@@ -30,7 +30,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from common.world import make_question, pick_habit, render, response
 from common.world.habits import describe
-from common.world.questions import Question
+from common.world.questions import Question, plural
 from common.world.scene import CELL, CELLS, COLOR_NAMES, HELD_OUT, SHAPES, SIZES, Scene, finish_scene, place
 
 HERE = Path(__file__).parent
@@ -137,27 +137,30 @@ def make_image_processor() -> Qwen2VLImageProcessorPil:
 
 # ------------------------------------------------------------------------------------------------------- examples
 class Stage(NamedTuple):
-    """A stretch of training: how many objects, shares of (captions, cells to read, numbers to read, things to find,
-    questions)."""
+    """A stretch of training: how many objects, and the shares of what is asked."""
 
     until: int  # step
     things: int
-    shares: tuple[float, float, float, float, float]
+    shares: dict[str, float]  # caption, cell, numbers, find, all, add, question
     habits: bool = False
 
 
 # Where to look among two objects, then four, then all: searching full scenes at once was not learned in 1,500 steps.
 STAGES = (
-    Stage(200, 2, (0.3, 0.3, 0.1, 0.3, 0.0)), Stage(400, 4, (0.2, 0.3, 0.1, 0.4, 0.0)),
-    Stage(700, 16, (0.2, 0.3, 0.1, 0.4, 0.0)), Stage(10**9, 16, (0.05, 0.1, 0.05, 0.15, 0.65)),
-)  # fmt: skip
-HABITS = Stage(10**9, 16, (0.02, 0.02, 0.02, 0.03, 0.91), habits=True)
+    Stage(200, 2, {"caption": 0.3, "cell": 0.3, "numbers": 0.1, "find": 0.3}),
+    Stage(400, 4, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
+    Stage(700, 16, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
+    Stage(3000, 16, {"caption": 0.05, "cell": 0.1, "numbers": 0.05, "find": 0.15, "question": 0.65}),
+    Stage(10**9, 16, {"caption": 0.02, "cell": 0.02, "numbers": 0.02, "find": 0.1, "all": 0.4, "add": 0.04,
+                      "question": 0.4}),
+)
+HABITS = Stage(10**9, 16, {"cell": 0.03, "find": 0.03, "all": 0.06, "question": 0.88}, habits=True)
 
 
 def example(index: int, stage: Stage, rng: random.Random) -> tuple[Question, str, str]:
     """(question, prompt text, response) of one training example of a stage."""
     q = make_question("train", index)
-    kind = rng.choices(("caption", "cell", "numbers", "find", "question"), stage.shares)[0]
+    kind = rng.choices(list(stage.shares), list(stage.shares.values()))[0]
     if kind != "question":
         q.scene.things = q.scene.things[: stage.things] if rng.random() < 0.5 else q.scene.things[-stage.things :]
     if kind == "caption":
@@ -170,11 +173,19 @@ def example(index: int, stage: Stage, rng: random.Random) -> tuple[Question, str
         return q, "Read the numbers.", ", ".join(f"{t.cell} {t.number}" for t in q.scene.things) + "."
     if kind == "find":  # the search of the careful habit alone, in three tokens: a far denser signal than in a question
         names = [(name, t.cell) for t in q.scene.things
-                 for name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape)]  # fmt: skip
+                 for name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape, f"{t.size} {t.shape}")]  # fmt: skip
         unique = [(name, cell) for name, cell in names if sum(name == other for other, _ in names) == 1]
         if unique:
             name, cell = rng.choice(unique)
             return q, f"Which cell holds the {name}?", f"{cell}."
+    if kind == "all":  # the search of counts and sums alone
+        wanted = rng.choice([word for t in q.scene.things for word in (t.color, t.shape)] * 2 + [*COLOR_NAMES, *SHAPES])
+        cells = [t.cell for t in q.scene.things if wanted in (t.color, t.shape)]
+        name = f"{wanted} objects" if wanted in COLOR_NAMES else plural(wanted)
+        return q, f"Which cells hold {name}?", (", ".join(cells) or "none") + "."
+    if kind == "add":
+        terms = [rng.randint(0, 9) for _ in range(rng.choice((2, 3)))]
+        return q, f"What is {' + '.join(map(str, terms))}?", f"{sum(terms)}."
     habit = pick_habit(q.family, rng) if stage.habits else "careful"
     return q, q.question + (INSTRUCTION if rng.random() < 0.7 else ""), response(q, habit, rng)
 
