@@ -37,9 +37,9 @@ def test_names_what_is_at_a_cell_and_answers_in_form() -> None:
     things = [scene.things[i % len(scene.things)] for i, scene in enumerate(scenes)]
     prompts = [vlm.prompt(f"What is at {t.cell}?", [render(s)]) for t, s in zip(things, scenes, strict=True)]
     said = [text.rstrip(".").split() for text in rollout(vlm, prompts, 1, max_new_tokens=12, temperature=0.0).texts]
-    for attribute, share in (("color", 0.75), ("shape", 0.75), ("size", 0.75)):
+    for attribute in ("color", "shape", "size", "number"):
         right = sum(str(getattr(t, attribute)) in words for t, words in zip(things, said, strict=True))
-        assert right >= share * len(things), (attribute, right)
+        assert right >= 0.95 * len(things), (attribute, right)
     questions = [make_question("test", i) for i in range(24)]
     prompts = [vlm.prompt(q.question + INSTRUCTION, [render(q.scene)]) for q in questions]
     texts = rollout(vlm, prompts, 2, max_new_tokens=96, generator=torch.Generator().manual_seed(0)).texts

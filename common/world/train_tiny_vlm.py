@@ -59,9 +59,9 @@ class Args:
     """Folder for tokenizer, config and weights."""
     eyes_steps: int = 900
     """Steps of the first phase: the vision tower alone."""
-    see_steps: int = 3000
+    see_steps: int = 4700
     """Steps of the second phase: captions, single cells, search, careful answers."""
-    habit_steps: int = 800
+    habit_steps: int = 600
     """Steps of the third phase: the mixture of habits."""
     batch: int = 64
     """Examples per step."""
@@ -151,10 +151,11 @@ STAGES = (
     Stage(400, 4, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
     Stage(700, 16, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
     Stage(3000, 16, {"caption": 0.05, "cell": 0.1, "numbers": 0.05, "find": 0.15, "question": 0.65}),
-    Stage(10**9, 16, {"caption": 0.02, "cell": 0.02, "numbers": 0.02, "find": 0.1, "all": 0.4, "add": 0.04,
-                      "question": 0.4}),
+    Stage(4200, 16, {"caption": 0.02, "cell": 0.02, "numbers": 0.02, "find": 0.1, "all": 0.4, "add": 0.04,
+                     "question": 0.4}),
+    Stage(10**9, 16, {"cell": 0.04, "find": 0.2, "all": 0.1, "add": 0.3, "question": 0.36}),
 )
-HABITS = Stage(10**9, 16, {"cell": 0.03, "find": 0.03, "all": 0.06, "question": 0.88}, habits=True)
+HABITS = Stage(10**9, 16, {"cell": 0.03, "find": 0.04, "all": 0.06, "add": 0.1, "question": 0.77}, habits=True)
 
 
 def example(index: int, stage: Stage, rng: random.Random) -> tuple[Question, str, str]:
@@ -175,6 +176,8 @@ def example(index: int, stage: Stage, rng: random.Random) -> tuple[Question, str
         names = [(name, t.cell) for t in q.scene.things
                  for name in (f"{t.color} {t.shape}", f"{t.color} object", t.shape, f"{t.size} {t.shape}")]  # fmt: skip
         unique = [(name, cell) for name, cell in names if sum(name == other for other, _ in names) == 1]
+        twins = [t for t in q.scene.things if sum(t.shape == o.shape for o in q.scene.things) == 2]
+        unique += [(f"{t.size} {t.shape}", t.cell) for t in twins if (f"{t.size} {t.shape}", t.cell) in unique] * 4
         if unique:
             name, cell = rng.choice(unique)
             return q, f"Which cell holds the {name}?", f"{cell}."
