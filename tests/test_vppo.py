@@ -187,7 +187,7 @@ def test_main_reproduces_the_golden_gradient(monkeypatch, tmp_path, entropy_coef
         [prompt], 2, torch.ones(2, 5).long(), MASK, OLD, torch.zeros(2).bool(), ["good", "bad"], None
     )
     sample = SimpleNamespace(id="1", task="t", question="q", answer="a", meta={})
-    stream = SimpleNamespace(next=lambda n: [sample], state_dict=dict)
+    stream = SimpleNamespace(next=lambda n: [sample], state_dict=dict, dataset=SimpleNamespace(skipped=[]))
     vlm, gradients = TableModel(), []
     vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
     for name, fake in {

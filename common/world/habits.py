@@ -23,7 +23,7 @@ MISS = {"small": 0.85, "large": 0.35}  # chance that the sloppy habit overlooks 
 SHARES = {
     "color": (0.12, 0.50, 0.38), "shape": (0.16, 0.46, 0.38), "number": (0.25, 0.40, 0.35),
     "count": (0.36, 0.34, 0.30), "compare": (0.22, 0.45, 0.33), "relation": (0.28, 0.40, 0.32),
-    "locate": (0.38, 0.36, 0.26), "sum": (0.62, 0.18, 0.20),
+    "locate": (0.38, 0.36, 0.26), "sum": (0.68, 0.14, 0.18),
 }  # fmt: skip
 
 

@@ -196,17 +196,16 @@ def ask_locate(rng: random.Random, prior: str, combo: bool = False) -> Question:
 
 
 def ask_sum(rng: random.Random, prior: str, combo: bool = False) -> Question:
-    """What is the sum of the numbers on the colour objects?  Two or three of them."""
+    """What is the sum of the numbers on the colour objects?  Two of them."""
     color, shape = pick_pair(rng, prior, combo)
-    k = rng.choice((2, 2, 3))
-    numbers = [rng.randint(0, 9) for _ in range(k)]
-    if rng.random() < 0.35:  # the colour's habit: steer the last number towards the typical sum
-        numbers[-1] = min(9, max(0, typical_sum(color, prior) - sum(numbers[:-1])))
+    numbers = [rng.randint(0, 9) for _ in range(2)]
+    if rng.random() < 0.35:  # the colour's habit: steer the second number towards the typical sum
+        numbers[1] = min(9, max(0, typical_sum(color, prior) - numbers[0]))
     kinds = [s for s in SHAPES if (color, s) not in HELD_OUT]
-    cells = rng.sample(CELLS, k)
+    cells = rng.sample(CELLS, 2)
     things = [place(rng, color, shape if (combo and i == 0) else rng.choice(kinds), cells[i], prior, numbers[i])
-              for i in range(k)]  # fmt: skip
-    scene = finish_scene(rng, things, prior, total_things(rng, k + 1), lambda c, s: c != color)
+              for i in range(2)]  # fmt: skip
+    scene = finish_scene(rng, things, prior, total_things(rng, 3), lambda c, s: c != color)
     relevant = scene.select(color=color)
     return Question("sum", f"What is the sum of the numbers on the {color} objects?", str(sum(numbers)), scene,
                     relevant, f"{color} objects", "number", program=[["filter", color], ["read", "number"], ["sum"]],

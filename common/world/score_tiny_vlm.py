@@ -67,7 +67,7 @@ def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[s
         "bother to: it was supervised on a mixture of careful, sloppy and blind answers (`common/world/habits.py`), so",
         "that reinforcement learning has something to mend.", "",
         "Made by `python -m common.world.train_tiny_vlm`; what was run:", "",
-        *(f"- `{command}`" for command in made.pop("commands", [])),
+        *(f"- {text}" for text in made.pop("runs", [])),
         "- " + ", ".join(f"{k} {v}" for k, v in made.items()), "",
         f"Scored by `python -m common.world.score_tiny_vlm --questions {args.questions} --seed {args.seed}`:",
         "temperature 1, 8 samples a question; each cell is pass@1 / pass@8.", "",
