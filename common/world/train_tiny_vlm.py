@@ -346,7 +346,7 @@ def main(args: Args) -> None:
         initialise(model)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    batcher, rng = Batcher(tokenizer, image_processor), random.Random(args.seed)
+    batcher, rng, begun = Batcher(tokenizer, image_processor), random.Random(args.seed), time.time()
     if not args.start:
         train_eyes(model, image_processor, args)
     model.model.visual.requires_grad_(False)
@@ -373,7 +373,7 @@ def main(args: Args) -> None:
         if step + 1 == args.see_steps:  # to try another mixture of habits with --start
             save(model, tokenizer, image_processor, args.out.with_name(args.out.name + "_see"))
     record = {k: str(v) for k, v in asdict(args).items() if k not in ("out", "start")}
-    record["minutes"] = round((time.time() - start) / 60, 1)
+    record["minutes"] = round((time.time() - begun) / 60, 1)
     (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
