@@ -77,7 +77,7 @@ class Args:
     save_every: int = 100
     """Steps between saves."""
     start: str = ""
-    """A folder to take the weights from, to go on at --first-step; the eyes are not trained again."""
+    """A folder to take weights and tokenizer from, to go on at --first-step; the eyes are not trained again."""
     first_step: int = 0
     """The step to start at, with --start (0: the first of "see")."""
 
@@ -338,8 +338,9 @@ def save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokeniz
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, image_processor = make_tokenizer(args.vocab), make_image_processor()
+    tokenizer, image_processor = None if args.start else make_tokenizer(args.vocab), make_image_processor()
     if args.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = AutoModelForImageTextToText.from_pretrained(args.start, dtype=torch.float32)
     else:
         model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), dtype=torch.float32)
