@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from common import kernels
+
 if TYPE_CHECKING:
     from common.vlm import VLM, ImageFeatures, Prompt
 
@@ -37,8 +39,16 @@ def next_token_logits(hidden: Tensor, weight: Tensor, banned: Tensor, temperatur
     return logits.index_fill_(1, banned, BANNED_LOGIT)
 
 
+def raw_logits(hidden: Tensor, weight: Tensor, banned: Tensor) -> Tensor:
+    """What the kernels read: logits [M, V] in the model's dtype, before the temperature."""
+    return (hidden @ weight.T).index_fill_(1, banned, max(BANNED_LOGIT, torch.finfo(hidden.dtype).min))
+
+
 class TokenLogps(torch.autograd.Function):
-    """(log-prob of the target, entropy) per token, in chunks of tokens; all statistics in float32."""
+    """(log-prob of the target, entropy) per token, in chunks of tokens; all statistics in float32.
+
+    Where the CUDA kernels can be used, they take the place of all that happens to a chunk of logits after the matmul.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float,
@@ -47,6 +57,15 @@ class TokenLogps(torch.autograd.Function):
         count = len(targets)
         logps, entropy = torch.zeros(count, device=hidden.device), torch.zeros(count, device=hidden.device)
         needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ctx.fused, ctx.kept, lse = kernels.usable(hidden), None, torch.zeros_like(logps)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        if ctx.fused:
+            for start in range(0, count, chunk):
+                part = slice(start, start + chunk)
+                logits = raw_logits(hidden[part], weight, banned)  # [m, V]
+                logps[part], entropy[part], lse[part] = kernels.logps_forward(logits, targets[part], temperature)
+            ctx.save_for_backward(hidden, weight, targets, banned, entropy, lse)
+            return logps, entropy
         ctx.kept = [] if needs_grad and count * len(weight) <= KEEP_ELEMENTS else None
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
@@ -57,8 +76,7 @@ class TokenLogps(torch.autograd.Function):
                 entropy[part] = all_logps.mul_(probs).sum(1).neg_() if want_entropy else 0.0
             if ctx.kept is not None:
                 ctx.kept.append(probs)
-        ctx.save_for_backward(hidden, weight, targets, banned, entropy)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.save_for_backward(hidden, weight, targets, banned, entropy, lse)
         return logps, entropy
 
     @staticmethod
@@ -66,25 +84,20 @@ class TokenLogps(torch.autograd.Function):
     def backward(
         ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, banned, entropy = ctx.saved_tensors
+        hidden, weight, targets, banned, entropy, lse = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Sums over chunks are kept in float32: thousands of bf16 additions would lose the small ones.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_logps = torch.zeros_like(entropy) if grad_logps is None else grad_logps
         for number, start in enumerate(range(0, len(targets), ctx.chunk)):
             part = slice(start, start + ctx.chunk)
-            if ctx.kept is not None:
-                probs = ctx.kept[number]
+            if ctx.fused:
+                logits = raw_logits(hidden[part], weight, banned)  # [m, V]
+                grad = kernels.logps_backward_(logits, targets[part], ctx.temperature, lse[part], entropy[part],
+                                               grad_logps[part],
+                                               None if grad_entropy is None else grad_entropy[part])  # fmt: skip
             else:
-                probs = next_token_logits(hidden[part], weight, banned, ctx.temperature).softmax(1)  # [m, V]
-            # d logp[target] / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
-            factor = -grad_logps[part, None]
-            if grad_entropy is not None:
-                all_logps = probs.clamp(min=TINY_PROBABILITY).log_()
-                factor = factor - grad_entropy[part, None] * all_logps.add_(entropy[part, None])
-            grad = probs.mul_(factor)
-            grad.scatter_add_(1, targets[part, None], grad_logps[part, None])
-            grad = (grad.div_(ctx.temperature) if ctx.temperature != 1.0 else grad).to(weight.dtype)
+                grad = TokenLogps.chunk_gradient(ctx, number, part, grad_logps, grad_entropy)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight
             if grad_weight is not None:
@@ -92,6 +105,23 @@ class TokenLogps(torch.autograd.Function):
         ctx.kept = None
         grad_weight = grad_weight.to(weight.dtype) if grad_weight is not None else None
         return grad_hidden, grad_weight, None, None, None, None, None
+
+    @staticmethod
+    def chunk_gradient(ctx: Any, number: int, part: slice, grad_logps: Tensor, grad_entropy: Tensor | None) -> Tensor:
+        """d loss / d logits of one chunk [m, V] in PyTorch, in the weight's dtype."""
+        hidden, weight, targets, banned, entropy, _ = ctx.saved_tensors
+        if ctx.kept is not None:
+            probs = ctx.kept[number]
+        else:
+            probs = next_token_logits(hidden[part], weight, banned, ctx.temperature).softmax(1)  # [m, V]
+        # d logp[target] / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
+        factor = -grad_logps[part, None]
+        if grad_entropy is not None:
+            all_logps = probs.clamp(min=TINY_PROBABILITY).log_()
+            factor = factor - grad_entropy[part, None] * all_logps.add_(entropy[part, None])
+        grad = probs.mul_(factor)
+        grad.scatter_add_(1, targets[part, None], grad_logps[part, None])
+        return (grad.div_(ctx.temperature) if ctx.temperature != 1.0 else grad).to(weight.dtype)
 
 
 def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor, temperature: float = 1.0,

@@ -490,7 +490,7 @@ def _git() -> dict[str, Any]:
 
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}
-    changes = git("status", "--porcelain")
+    changes = git("status", "--porcelain", "--", ".", ":!results", ":!runs")  # what a run reads, not what runs write
     return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 

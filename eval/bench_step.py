@@ -8,6 +8,7 @@ medians.
 
     python eval/bench_step.py                          # both settings, a few minutes
     python eval/bench_step.py --settings micro --repeats 1
+    python eval/bench_step.py --against trl            # whole steps against TRL's GRPOTrainer: eval/bench_trl.py
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from common.errors import main_guard
+from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
 from common.random_vlm import random_parts
 from common.rollout import rollout
@@ -42,14 +43,22 @@ PHASES = ("rollout", "logps", "update")
 
 @dataclass
 class Args:
+    against: Literal["transformers", "trl"] = "transformers"
+    """transformers: phases against plain generate and padded forwards. trl: whole steps against TRL's GRPOTrainer, with
+    settings, models and table of eval/bench_trl.py (needs `pip install -r requirements-bench.txt`)."""
     model: str = "random"
     """random (tiny Qwen2.5-VL of 2.3 M parameters), or anything that load_vlm takes."""
-    settings: list[str] = field(default_factory=lambda: list(SETTINGS))
-    """Which settings to time: micro (16 prompts x 8 x 48 tokens, 112-pixel image), long (8 x 8 x 128, 448
-    pixels).
-    """
+    settings: list[str] = field(default_factory=list)
+    """Which settings to time; default all. transformers: micro (16 prompts x 8 x 48 tokens, 112-pixel image), long
+    (8 x 8 x 128, 448 pixels). trl: r48-kl, r48, r48-vision, r160, g16 (448 pixels, 22 M parameters), world."""
     repeats: int = 5
     """Timed rounds per setting; every round runs both sides, the first one in turn."""
+    warm: int = 3
+    """Steps before the timed ones (trl)."""
+    trl_micro: list[int] = field(default_factory=lambda: [8, 16, 128])
+    """Micro-batch sizes among which TRL's fastest is found beforehand (cut at all rows of a step)."""
+    trl_static_cache: bool = False
+    """Give TRL's generation a static cache (on CUDA: compiled decoding)."""
     plain_rows: int = 64
     """Responses per padded forward of the plain side."""
     our_tokens: int = 0
@@ -63,7 +72,7 @@ class Args:
     seed: int = 0
     """Seed of weights, pictures and sampling."""
     out: Path = Path("results")
-    """Folder for bench_step_<device>.json and .md."""
+    """Folder for bench_step_<device>.json and .md (bench_trl_... with --against trl)."""
 
 
 def load(args: Args) -> VLM:
@@ -277,8 +286,24 @@ def table(results: dict[str, Any]) -> str:
 def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    results = {name: run_setting(name, args) for name in args.settings}
-    text = table(results)
+    if args.against == "trl":
+        try:
+            import bench_trl
+        except ImportError as error:
+            raise SightRLError(f"TRL cannot be imported ({error}): pip install -r requirements-bench.txt") from error
+        known = bench_trl.SETTINGS
+    else:
+        known = SETTINGS
+    if unknown := [name for name in args.settings if name not in known]:
+        raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
+    chosen = args.settings or list(known)
+    if args.against == "trl":
+        results = {name: bench_trl.run_setting(name, args.repeats, args.warm, args.trl_micro, args.trl_static_cache,
+                                               args.our_tokens, args.seed) for name in chosen}  # fmt: skip
+        text = bench_trl.table(results)
+    else:
+        results = {name: run_setting(name, args) for name in chosen}
+        text = table(results)
     print(text)
     device = (
         "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
@@ -297,8 +322,9 @@ def main(args: Args) -> None:
         else f"{platform.machine()}, {cpu_name()}",
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"bench_step_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.out / f"bench_step_{device}.md").write_text(text + "\n")
+    name = f"bench_{'trl' if args.against == 'trl' else 'step'}_{device}"
+    (args.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / f"{name}.md").write_text(text + "\n")
 
 
 def cpu_name() -> str:
