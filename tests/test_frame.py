@@ -193,13 +193,14 @@ def test_run_sh_fits_bash_3_2():
 
 
 def test_pins_are_exact():
-    for name in ("requirements.txt", "requirements-gpu.txt"):
+    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-bench.txt"):
         lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
         assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][\w.]*", line) for line in lines if line), name
 
 
 def test_everything_imported_is_pinned_or_ours():
-    pins = (ROOT / "requirements.txt").read_text().lower().replace("-", "_")
+    texts = [(ROOT / name).read_text() for name in ("requirements.txt", "requirements-bench.txt")]
+    pins = "".join(texts).lower().replace("-", "_")
     ours = {"common", "methods", "flash_attn", *(path.stem for path in CODE)}
     named = {"PIL": "pillow", "tokenizers": "transformers", "huggingface_hub": "transformers",
              "pyarrow": "datasets"}  # fmt: skip
