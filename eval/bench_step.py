@@ -296,15 +296,21 @@ def main(args: Args) -> None:
         known = SETTINGS
     if unknown := [name for name in args.settings if name not in known]:
         raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
-    chosen = args.settings or list(known)
-    if args.against == "trl":
-        results = {name: bench_trl.run_setting(name, args.repeats, args.warm, args.trl_micro, args.trl_static_cache,
-                                               args.our_tokens, args.seed) for name in chosen}  # fmt: skip
-        text = bench_trl.table(results)
-    else:
-        results = {name: run_setting(name, args) for name in chosen}
-        text = table(results)
+    results: dict[str, Any] = {}
+    for name in args.settings or list(known):  # what is measured is written at once
+        if args.against == "trl":
+            results[name] = bench_trl.run_setting(name, args.repeats, args.warm, args.trl_micro, args.trl_static_cache,
+                                                  args.our_tokens, args.seed)  # fmt: skip
+            text = bench_trl.table(results)
+        else:
+            results[name] = run_setting(name, args)
+            text = table(results)
+        write(args, results, text)
     print(text)
+
+
+def write(args: Args, results: dict[str, Any], text: str) -> None:
+    """The figures with versions and hardware as JSON, and the table."""
     device = (
         "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
     )

@@ -156,7 +156,10 @@ class Turns(TrainerCallback):
 
 def make_trainer(vlm: VLM, setting: Setting, pictures: list[Image.Image], questions: list[str], micro: int, steps: int,
                  static_cache: bool, seed: int, turns: Turns) -> TimedTrainer:  # fmt: skip
-    model = copy.deepcopy(vlm.base)
+    model, folder = copy.deepcopy(vlm.base), tempfile.mkdtemp()
+    if setting.kl:  # TRL loads its reference model from the place the model's name says
+        model.save_pretrained(folder)
+        model.config._name_or_path = folder
     model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
     for module in model.modules():
         if hasattr(module, "config"):
@@ -168,7 +171,7 @@ def make_trainer(vlm: VLM, setting: Setting, pictures: list[Image.Image], questi
 
     extra = {"suppress_tokens": silent_ids(vlm)} | ({"cache_implementation": "static"} if static_cache else {})
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=vlm.device.type == "cpu", bf16=False, seed=seed, report_to="none",
+        output_dir=folder, use_cpu=vlm.device.type == "cpu", bf16=False, seed=seed, report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, per_device_train_batch_size=micro,
         gradient_accumulation_steps=rows // micro, num_generations=setting.group, max_steps=steps,
         max_completion_length=setting.tokens, temperature=1.0, top_k=0, top_p=1.0, beta=setting.kl, learning_rate=1e-6,
