@@ -247,6 +247,9 @@ class Run:
             state = checkpoints.load_checkpoint(found, getattr(vlm, "model", None), optimizer)
             self._restore(state, stateful, found)
             first, positions = state["step"] + 1, state["positions"]
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
         with self._disk(""):
             for name in ("metrics.jsonl", "rollouts.jsonl"):
                 self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
@@ -274,9 +277,6 @@ class Run:
     def _start(self, first: int) -> None:
         if self.args.wandb:
             self._wandb = _start_wandb(self.args, self.method, self.folder)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
         self._all_saved = first >= self.total_steps
         self._display = _Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
         old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"

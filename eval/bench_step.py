@@ -315,7 +315,7 @@ def write(args: Args, results: dict[str, Any], text: str) -> None:
         "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
     )
     record = {
-        "args": asdict(args) | {"out": str(args.out)},
+        "args": {name: value for name, value in asdict(args).items() if name != "out"},
         "results": results,
         "threads": torch.get_num_threads(),
         "versions": {

@@ -6,10 +6,9 @@ Paper: arXiv 2510.09285 (Oct 2025, ICLR 2026). Code: github huaixuheqing/VPPO-RL
     python methods/vppo.py --mask-source random     # the control: as many tokens, chosen blindly
     python methods/vppo.py --preset paper-7b --data hf:chamber111/VPPO_ViRL39K_train
 
-Every token gets a score S_t: how much its probability changes when the picture is damaged. The score is used
-twice on top of DAPO. Token-level gradient filtering (TGF): only the 40 % most picture-dependent tokens of a
-response receive policy gradient. Trajectory-level advantage shaping (TAS): the advantage grows with the
-response's mean score. `diff methods/grpo.py methods/vppo.py` is the whole method.
+Every token gets a score S_t: how much its probability changes when the picture is damaged. It is used twice on top of
+DAPO. Token-level gradient filtering (TGF): only the 40 % most picture-dependent tokens of a response receive policy
+gradient. Trajectory-level advantage shaping (TAS): the advantage grows with the response's mean score.
 Published (mean of 8 benchmarks, Qwen2.5-VL-7B): base 38.3, GRPO 53.1, DAPO 55.0, VPPO 57.5.
 Differences from the paper, all of them as in its official code:
 1. S_t is the one-sample k3 estimate on the sampled token, clamped at 10, not the KL over the vocabulary.
