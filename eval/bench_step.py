@@ -29,6 +29,7 @@ import transformers
 import tyro
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
@@ -103,6 +104,16 @@ def make_prompts(vlm: VLM, count: int, side: int, seed: int) -> list[Prompt]:
 
 
 # ------------------------------------------------------------------------------- plain transformers
+def library_copy(vlm: VLM) -> PreTrainedModel:
+    """The same weights in the library's own model: its patch convolution, its attention."""
+    model = copy.deepcopy(vlm.base)
+    model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "sdpa"
+    return model
+
+
 class Plain:
     """The usual way: every prompt and picture repeated G times, left padding to generate, padded forwards to
     score.
@@ -110,11 +121,7 @@ class Plain:
 
     def __init__(self, vlm: VLM, prompts: list[Prompt], group: int, rows: int) -> None:
         self.vlm, self.prompts, self.group, self.rows = vlm, prompts, group, rows
-        self.model = copy.deepcopy(vlm.base)
-        self.model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
-        for module in self.model.modules():
-            if hasattr(module, "config"):
-                module.config._attn_implementation = "sdpa"
+        self.model = library_copy(vlm)
         self.model.generation_config.eos_token_id = None
 
     def inputs(self, prompts: list[Prompt]) -> dict[str, Tensor]:
@@ -291,9 +298,9 @@ def main(args: Args) -> None:
             import bench_trl
         except ImportError as error:
             raise SightRLError(f"TRL cannot be imported ({error}): pip install -r requirements-bench.txt") from error
-        known = bench_trl.SETTINGS
+        known, table_of = bench_trl.SETTINGS, bench_trl.table
     else:
-        known = SETTINGS
+        known, table_of = SETTINGS, table
     if unknown := [name for name in args.settings if name not in known]:
         raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
     results: dict[str, Any] = {}
@@ -301,12 +308,10 @@ def main(args: Args) -> None:
         if args.against == "trl":
             results[name] = bench_trl.run_setting(name, args.repeats, args.warm, args.trl_micro, args.trl_static_cache,
                                                   args.our_tokens, args.seed)  # fmt: skip
-            text = bench_trl.table(results)
         else:
             results[name] = run_setting(name, args)
-            text = table(results)
-        write(args, results, text)
-    print(text)
+        write(args, results, table_of(results))
+    print(table_of(results))
 
 
 def write(args: Args, results: dict[str, Any], text: str) -> None:

@@ -28,10 +28,12 @@ from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from bench_step import library_copy
 from common.grpo import aggregate, clipped_loss, group_advantages, kl_estimate, token_log_ratio
 from common.logprob import micro_batches, response_logps
 from common.random_vlm import random_parts
 from common.rollout import rollout
+from common.training import group_rows
 from common.vlm import VLM, load_vlm
 
 QUESTION = "How many red circles are there?"
@@ -156,14 +158,10 @@ class Turns(TrainerCallback):
 
 def make_trainer(vlm: VLM, setting: Setting, pictures: list[Image.Image], questions: list[str], micro: int, steps: int,
                  static_cache: bool, seed: int, turns: Turns) -> TimedTrainer:  # fmt: skip
-    model, folder = copy.deepcopy(vlm.base), tempfile.mkdtemp()
+    model, folder = library_copy(vlm), tempfile.mkdtemp()
     if setting.kl:  # TRL loads its reference model from the place the model's name says
         model.save_pretrained(folder)
         model.config._name_or_path = folder
-    model.model.visual.patch_embed.proj.__class__ = torch.nn.Conv3d
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config._attn_implementation = "sdpa"
     rows = setting.prompts * setting.group
 
     def reward(completions: list, **_: Any) -> list[float]:
@@ -221,7 +219,7 @@ class Ours:
             seconds["logps"] = time.perf_counter() - before
         lengths = [len(p.input_ids) + s.group * s.tokens for p in prompts]
         for groups in micro_batches(lengths, self.micro_tokens):
-            part, rows = batch.select(groups), [i * s.group + j for i in groups for j in range(s.group)]
+            part, rows = batch.select(groups), group_rows(groups, s.group, vlm.device)
             logps, _ = response_logps(vlm, part.prompts, part.tokens, part.mask, features=part.features)
             losses = clipped_loss(token_log_ratio(logps, batch.logps[rows]), advantages[rows, None])
             if s.kl:

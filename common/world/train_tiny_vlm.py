@@ -338,11 +338,12 @@ def save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokeniz
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    tokenizer, image_processor = None if args.start else make_tokenizer(args.vocab), make_image_processor()
+    image_processor = make_image_processor()
     if args.start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = AutoModelForImageTextToText.from_pretrained(args.start, dtype=torch.float32)
     else:
+        tokenizer = make_tokenizer(args.vocab)
         model = Qwen2_5_VLForConditionalGeneration._from_config(make_config(tokenizer), dtype=torch.float32)
         initialise(model)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
