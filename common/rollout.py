@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.attention import DecodeCache
+from common.decoding import Decoder
 from common.logprob import next_token_logits
 from common.vlm import VLM, ImageFeatures, Prompt
 
-FIRST_CAPACITY = 64  # tokens a suffix cache holds at the start; it doubles when full
-COMPACT_AT = 7 / 8  # drop the finished rows when so many are left; dropping copies the suffix caches
+COMPACT_AT = 7 / 8  # drop the finished rows when so many are left; dropping copies their keys and values
+CUDA_COMPACT_AT = 1 / 2  # and a new CUDA graph is recorded
 CUDA_CHECK_EVERY = 16  # steps between looks at who has finished, each of which waits for the GPU
 
 
@@ -108,55 +108,42 @@ def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group
     limit = tokens.shape[1]
     hidden, prefix = vlm.run_groups(prompts, features, keep=True)  # [all prompt tokens, d]
     hidden = hidden[prefix.prompts.offsets[1:].long() - 1].repeat_interleave(group, 0)  # [n, d]
-    cache = DecodeCache.start(prefix, group, min(limit, FIRST_CAPACITY))
-    position = torch.tensor([p.next_position for p in prompts], device=vlm.device)  # [B]
-    position = position.repeat_interleave(group)  # [n]
+    starts = torch.tensor([p.next_position for p in prompts], device=vlm.device)  # [B]
+    decoder = Decoder(vlm.language_model, prefix, starts, group, limit)
     rows = torch.arange(len(tokens), device=vlm.device)  # the rows still being written
     ends = torch.tensor(vlm.eos_ids, device=vlm.device)
     finished = torch.zeros(len(tokens), dtype=torch.bool, device=vlm.device)
-    look_every = CUDA_CHECK_EVERY if vlm.device.type == "cuda" else 1
+    look_every, compact_at = (CUDA_CHECK_EVERY, CUDA_COMPACT_AT) if vlm.device.type == "cuda" else (1, COMPACT_AT)
     for t in range(limit):
         logits = next_token_logits(hidden, vlm.head_weight, vlm.banned_ids, temperature or 1.0)  # f32 [m, V]
         chosen, chosen_logps = choose(logits, uniform[rows, t], temperature, top_p)  # [m]
         tokens[rows, t], logps[rows, t] = chosen, chosen_logps
         if t + 1 == limit:
             return
-        finished |= torch.isin(chosen, ends)
+        finished |= (chosen[:, None] == ends).any(1)
         if t % look_every == 0:
             alive = (~finished).nonzero().flatten()
             if not len(alive):
                 return
-            if len(alive) <= COMPACT_AT * len(rows):
-                cache.keep_rows(alive)
-                rows, chosen, position, finished = (x[alive] for x in (rows, chosen, position, finished))
-        hidden = decode_step(vlm, cache, chosen, position + t)
-
-
-def decode_step(vlm: VLM, cache: DecodeCache, tokens: Tensor, position: Tensor) -> Tensor:
-    """Run one token per row, int64 [m], at these positions [m]; hidden states [m, d]."""
-    model = vlm.language_model
-    hidden = model.embed_tokens(tokens)[None]  # [1, m, d]
-    rotation = model.rotary_emb(hidden, position.expand(3, 1, -1))
-    for layer in model.layers:
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rotation, layout=cache)
-    cache.advance()
-    return model.norm(hidden)[0]
+            if len(alive) <= compact_at * len(rows):
+                decoder.keep_rows(alive)
+                rows, chosen, finished = rows[alive], chosen[alive], finished[alive]
+        hidden = decoder.step(chosen)
 
 
 def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """(token, its log-prob) per row of f32 logits [m, V]; uniform: float64 [m] in [0, 1)."""
-    all_logps = logits.log_softmax(1)  # [m, V]
+    probs = all_probs = logits.softmax(1)  # [m, V]
     if temperature == 0:
         chosen = logits.argmax(1)
     else:
-        probs = all_logps.exp()
         if top_p < 1:
             probs = nucleus(probs, top_p)
         # Inverse of the distribution function; in float64, so large vocabularies lose nothing to rounding.
         ladder = probs.cumsum(1, dtype=torch.float64)  # [m, V]
         chosen = torch.searchsorted(ladder, uniform[:, None] * ladder[:, -1:], right=True)[:, 0]
         chosen = chosen.clamp(max=logits.shape[1] - 1)
-    return chosen, all_logps.gather(1, chosen[:, None])[:, 0]
+    return chosen, all_probs.gather(1, chosen[:, None])[:, 0].log()
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

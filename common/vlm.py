@@ -24,7 +24,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from common.attention import TEXT_ATTENTION, VISION_ATTENTION, SharedPrefix
 from common.errors import SightRLError
-from common.loading import add_lora, check_supported, checkpoint_activations, load_parts, pick_dtype
+from common.loading import (
+    add_lora,
+    check_supported,
+    checkpoint_activations,
+    keep_freed_memory,
+    load_parts,
+    pick_dtype,
+)
 from common.pixels import Pixels
 
 IMAGE_MARK = "<image>"
@@ -71,6 +78,8 @@ class VLM:
         self.family: str = self.base.config.model_type
         check_supported(self.base.config)
         use_our_parts(self.base)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.train_vision = train_vision and not self.has_adapter
         if not self.train_vision:
             self.base.model.visual.requires_grad_(False)

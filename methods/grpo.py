@@ -231,7 +231,7 @@ def main(args: Args) -> None:
     # ------------------------------------------------------------------------------------------------ set-up
     run = Run(args, "grpo", args.steps)
     vlm = load_model(args, needs_reference=args.kl_coef != 0)
-    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     stream = load_stream(args)
     budget = Budget(args.budget_tokens, args.max_minutes)
     before = evaluate_held_out(run, vlm, args, "before", args.max_new_tokens)

@@ -110,7 +110,7 @@ def main(args: Args) -> None:
     # ------------------------------------------------------------------------------------------------ set-up
     run = Run(args, "sft", args.steps)
     vlm = load_model(args)
-    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     stream = load_stream(args)
     budget = Budget(args.budget_tokens, args.max_minutes)  # counts the response tokens learned from
     before = evaluate_held_out(run, vlm, args, "before", args.max_new_tokens)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_helpers import FAMILIES, make_vlm, mixed_prompts, picture, plain_copy
 
-from common.attention import DecodeCache
+from common.decoding import Decoder
 from common.logprob import BANNED_LOGIT, response_logps
 from common.rollout import choose, concat_rollouts, nucleus, rollout
 
@@ -195,8 +195,8 @@ def test_prompt_keys_are_stored_once_per_group():
     prompts = [vlm.prompt("what?", [picture(112, 112)])]
     with torch.no_grad():
         _, prefix = vlm.run_groups(prompts, vlm.encode_images(prompts), keep=True)
-    cache = DecodeCache.start(prefix, 8, 4)
-    assert cache.prompts[0][0].shape[0] == 1 and cache.suffixes[0][0].shape[:2] == (8, 2)
+    decoder = Decoder(vlm.language_model, prefix, torch.tensor([prompts[0].next_position]), 8, 4)
+    assert decoder.prompts[0][0].shape[:2] == (2, 1) and decoder.own[0].shape[:3] == (2, 2, 8)
 
 
 def test_bfloat16_rollout_matches_its_own_scoring():
