@@ -1,11 +1,10 @@
 """Attention that pays for every prompt once, plugged into transformers through its AttentionInterface.
 
-Three layouts, each a small object handed to the model's layers as the keyword argument `layout`:
+Two layouts, the first a small object handed to the model's layers as the keyword argument `layout`:
 
 * SharedPrefix: all tokens of a batch in one row, first the prompts, then the responses, nothing padded. A
   prompt token sees the prompt up to itself; a response token sees its prompt and its own response up to
   itself. Used for scoring and training, and (without responses) for the prefill of decoding.
-* DecodeCache: one new token per response against the prompt's keys (kept once per group) and its own suffix.
 * no layout: the model's ordinary forward; transformers' own SDPA function is used.
 
 The vision tower gets a second function, which attends within the segments (windows or whole images) of the
@@ -15,7 +14,6 @@ and fits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -171,91 +169,9 @@ class SharedPrefix:
         return self.key_slots, self.key_offsets
 
 
-@dataclass
-class DecodeCache:
-    """Layout of a decoding step: row m of M holds the newest token of a response still being written.
-
-    The prompts' keys and values are stored once per group, whatever the group's size; the responses' own in
-    buffers that grow by doubling. `keep_rows` drops finished rows.
-    """
-
-    # Per layer: keys [B, kv heads, dim, P] (transposed) and values [B, kv heads, P, dim] of the prompts.
-    prompts: list[tuple[Tensor, Tensor]]
-    prompt_mask: Tensor | None  # additive f32 [B, 1, 1, P], None when all prompts are equally long
-    owner: Tensor  # int64 [M], the prompt of every row
-    group: int | None  # rows per prompt while all are alive, else None
-    # Per layer: keys and values [M, kv heads, C, dim] of the responses, of which `length` tokens are filled.
-    suffixes: list[tuple[Tensor, Tensor]]
-    length: int = 0
-    # Where groups differ in size: int64 [B, Gmax] rows of every prompt, and the flat places of it in use.
-    slots: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def start(cls, prefix: SharedPrefix, group: int, rows: int) -> DecodeCache:
-        """From a prefill. rows: capacity of the suffix buffers at the start, in tokens."""
-        mask = None
-        if not prefix.prompts.equal:
-            mask = torch.zeros(prefix.prompts.filled.shape, device=prefix.prompts.filled.device)
-            mask = mask.masked_fill(~prefix.prompts.filled, -torch.inf)[:, None, None]
-        prompts = [(key.transpose(2, 3).contiguous(), value.contiguous()) for key, value in prefix.kept]
-        batch, heads, dim, _ = prompts[0][0].shape
-        owner = torch.arange(batch, device=prompts[0][0].device).repeat_interleave(group)
-        shape = (batch * group, heads, rows, dim)
-        suffixes = [(key.new_zeros(shape), key.new_zeros(shape)) for key, _ in prompts]
-        return cls(prompts, mask, owner, group, suffixes)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [M, heads, dim], key and value [M, kv heads, dim] of the newest tokens -> [M, heads, dim]."""
-        keys, values = self.suffixes[layer]
-        end = self.length + 1
-        keys[:, :, self.length], values[:, :, self.length] = key, value
-        rows, heads, dim = query.shape
-        query = (query * scale).reshape(rows, key.shape[1], -1, dim)  # [M, kv heads, heads per kv head, dim]
-        prompt_keys, prompt_values = self.prompts[layer]
-        on_prompt = self.by_prompt(query) @ prompt_keys  # [B, kv heads, Gmax * per, P]
-        if self.prompt_mask is not None:
-            on_prompt = on_prompt + self.prompt_mask.to(on_prompt.dtype)
-        on_own = query @ keys[:, :, :end].transpose(2, 3)  # [M, kv heads, per, t]
-        scores = torch.cat([self.by_row(on_prompt, query), on_own], dim=3)
-        weights = scores.softmax(dim=3, dtype=torch.float32).to(query.dtype)
-        prompt_weights, own_weights = weights.split([prompt_keys.shape[3], end], dim=3)
-        out = self.by_row(self.by_prompt(prompt_weights) @ prompt_values, query)
-        return (out + own_weights @ values[:, :, :end]).reshape(rows, heads, dim)
-
-    def by_prompt(self, rows: Tensor) -> Tensor:
-        """[M, kv heads, per, x] -> [B, kv heads, Gmax * per, x]: the rows of one prompt side by side."""
-        even = self.group is not None
-        grid = rows.reshape(-1, self.group, *rows.shape[1:]) if even else rows[self.slots[0]]
-        return grid.transpose(1, 2).flatten(2, 3)  # from [B, Gmax, kv heads, per, x]
-
-    def by_row(self, grid: Tensor, like: Tensor) -> Tensor:
-        """The inverse of by_prompt; like: any [M, kv heads, per, ...] tensor."""
-        batch, heads, _, x = grid.shape
-        rows = grid.reshape(batch, heads, -1, like.shape[2], x).transpose(1, 2).flatten(0, 1)
-        return rows if self.group is not None else rows[self.slots[1]]
-
-    def advance(self) -> None:
-        """Call after all layers have seen a token; makes room for the next one."""
-        self.length += 1
-        if self.length == self.suffixes[0][0].shape[2]:
-            room = self.suffixes[0][0].shape[2]
-            self.suffixes = [(F.pad(k, (0, 0, 0, room)), F.pad(v, (0, 0, 0, room))) for k, v in self.suffixes]
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop all rows but these (int64, ascending), and prompts that have no row left."""
-        alive, owner = self.owner[rows].unique(return_inverse=True)  # ascending
-        if len(alive) < len(self.prompts[0][0]):
-            self.prompts = [(key[alive], value[alive]) for key, value in self.prompts]
-            self.prompt_mask = self.prompt_mask[alive] if self.prompt_mask is not None else None
-        self.suffixes = [(key[rows], value[rows]) for key, value in self.suffixes]
-        slots, filled, valid = padding_slots(torch.bincount(owner, minlength=len(alive)))
-        self.owner, self.slots = owner, (slots, valid)
-        self.group = filled.shape[1] if valid.numel() == filled.numel() else None
-
-
 def text_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
                    attention_mask: Tensor | None, scaling: float | None = None,
-                   layout: SharedPrefix | DecodeCache | None = None,
+                   layout: SharedPrefix | None = None,
                    **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
     """The function transformers calls: with a layout [1, heads, T, dim] -> [1, T, heads, dim], else SDPA."""
     if layout is None:

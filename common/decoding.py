@@ -1,7 +1,8 @@
 """One token for every response being written: the decoder layers written out for decoding.
 
 The transformers layers spend most of a small step on Python and on copies. Here the same weights are run by about 35
-operations a layer, with the prompts' keys and values kept once per group. On CUDA the whole step is one graph.
+operations a layer, with the prompts' keys and values kept once per group. On the CPU the products with the weights, two
+thirds of the time, are those of csrc/few_rows.cpp; on CUDA the whole step is one graph.
 """
 
 from __future__ import annotations
@@ -14,58 +15,54 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.attention import SharedPrefix, padding_slots
+from common.cpu_kernel import MAX_BYTES, Packed, packable
 
 FIRST_CAPACITY = 64  # tokens the buffers for the responses' keys hold at the start; they double when full
+
+
+class Product:
+    """x [M, in] -> [M, out] of one or several linear layers side by side: on the CPU by the kernel for few rows where
+    it fits, else by the layers themselves (which may be LoRA's)."""
+
+    def __init__(self, modules: list[nn.Module], pack: bool) -> None:
+        self.modules = modules
+        self.packed = Packed(modules) if pack and packable(modules) else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed(x)
+        parts = [module(x) for module in self.modules]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 @dataclass
 class Layer:
     """What decoding needs of one decoder layer."""
 
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    o: nn.Module
-    gate: nn.Module
-    up: nn.Module
-    down: nn.Module
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
     activation: nn.Module
     attention_norm: Tensor  # [d]
     mlp_norm: Tensor  # [d]
     head_norm: Tensor | None  # [heads + kv heads, dim]: Qwen3's norm of queries and keys
 
     @classmethod
-    def of(cls, module: nn.Module, heads: int, kv_heads: int) -> Layer:
+    def of(cls, module: nn.Module, heads: int, kv_heads: int, pack: bool) -> Layer:
         attention, mlp, head_norm = module.self_attn, module.mlp, None
         if hasattr(attention, "q_norm"):
             rows = [attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(kv_heads, -1)]
             head_norm = torch.cat(rows)
-        return cls(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj,
-                   mlp.down_proj, mlp.act_fn, module.input_layernorm.weight, module.post_attention_layernorm.weight,
-                   head_norm)  # fmt: skip
-
-
-def linear(module: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
-    """module(x) + add for x [M, in]; -> [M, out].
-
-    On the CPU as weight @ x.T, a quarter faster than x @ weight.T when M is small; the result is then transposed in
-    memory, which the operations that follow keep.
-    """
-    if type(module) is not nn.Linear:  # LoRA
-        return module(x) if add is None else module(x) + add
-    weight, bias = module.weight, module.bias
-    if x.is_cuda:
-        out = F.linear(x, weight, bias)
-        return out if add is None else out + add
-    if add is None:
-        return (weight @ x.T if bias is None else torch.addmm(bias[:, None], weight, x.T)).T
-    return torch.addmm(add.T if bias is None else add.T + bias[:, None], weight, x.T).T
+        groups = ([attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj],
+                  [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])  # fmt: skip
+        return cls(*(Product(g, pack) for g in groups), mlp.act_fn, module.input_layernorm.weight,
+                   module.post_attention_layernorm.weight, head_norm)  # fmt: skip
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Over the last dimension, in float32, rounded before the weight as the library does."""
-    wide = x.float()
-    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt_()).to(x.dtype) * weight
+    """Over the last dimension; rounded before the weight, as the library does."""
+    return F.rms_norm(x, x.shape[-1:], None, eps) * weight
 
 
 class Decoder:
@@ -75,17 +72,20 @@ class Decoder:
     once, whatever G is; the responses' own lie in buffers that double when full.
     """
 
-    def __init__(self, model: nn.Module, prefix: SharedPrefix, starts: Tensor, group: int, limit: int,
+    def __init__(self, model: nn.Module, head: nn.Module, prefix: SharedPrefix, starts: Tensor, group: int, limit: int,
                  static: bool | None = None) -> None:  # fmt: skip
-        """model: the language model; prefix: layout of a prefill with keep=True; starts: int64 [B], position of each
-        prompt's first response token; limit: most tokens of a response. static: fixed shapes, attention over the whole
-        buffer with a mask, as a CUDA graph needs it; default: on CUDA."""
+        """model: the language model; head: its linear layer to logits; prefix: layout of a prefill with keep=True;
+        starts: int64 [B], position of each prompt's first response token; limit: most tokens of a response. static:
+        fixed shapes, attention over the whole buffer with a mask, as a CUDA graph needs it; default: on CUDA."""
         config, device = model.config, starts.device
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.per = self.heads // self.kv_heads  # query heads per key head
         self.eps, self.scale = config.rms_norm_eps, self.dim**-0.5
-        self.model, self.layers = model, [Layer.of(m, self.heads, self.kv_heads) for m in model.layers]
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        pack = device.type == "cpu" and size <= MAX_BYTES
+        self.model, self.layers = model, [Layer.of(m, self.heads, self.kv_heads, pack) for m in model.layers]
+        self.head = Product([head], pack)  # hidden [M, d] -> logits [M, V]
         self.embedding, self.final_norm = model.embed_tokens.weight, model.norm.weight
         self.static = device.type == "cuda" if static is None else static
         self.limit = limit
@@ -159,17 +159,16 @@ class Decoder:
             mask = mask.masked_fill(places > self.length_tensor, -torch.inf)  # [C]
         for index, layer in enumerate(self.layers):
             x = rms_norm(hidden, layer.attention_norm, self.eps)
-            heads = torch.cat([linear(layer.q, x), linear(layer.k, x), linear(layer.v, x)], dim=1)
-            heads = heads.view(rows, -1, self.dim)  # [N, H + 2 K, dim]
+            heads = layer.qkv(x).view(rows, -1, self.dim)  # [N, H + 2 K, dim]
             turned, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
             if layer.head_norm is not None:
                 turned = rms_norm(turned, layer.head_norm, self.eps)
             turned = rotate(turned, cos, sin)  # [N, H + K, dim]
             out = self.attend(index, turned[:, : self.heads], turned[:, self.heads :], value, mask)
-            hidden = linear(layer.o, out, add=hidden)
+            hidden = hidden + layer.out(out)
             x = rms_norm(hidden, layer.mlp_norm, self.eps)
-            x = layer.activation(linear(layer.gate, x)).mul_(linear(layer.up, x))
-            hidden = linear(layer.down, x, add=hidden)
+            gate, up = layer.gate_up(x).chunk(2, dim=1)
+            hidden = hidden + layer.down(layer.activation(gate).mul_(up))
         self.position += 1
         self.length_tensor += 1
         return rms_norm(hidden, self.final_norm, self.eps)
@@ -230,8 +229,7 @@ class Decoder:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of x [N, heads, dim]; sin with its first half negated."""
-    swapped = x.unflatten(2, (2, -1)).flip(2).flatten(2)
-    return (x * cos).addcmul_(swapped, sin)
+    return (x * cos).addcmul_(x.roll(x.shape[2] // 2, 2), sin)
 
 
 def graphs_wanted() -> bool:

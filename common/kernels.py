@@ -29,29 +29,35 @@ BUILD_SECONDS = 600  # an nvcc that takes longer hangs
 def build(architectures: list[str], folder: Path | None = None) -> Path:
     """Compile csrc/*.cu for e.g. ["80", "90"] into a shared library; returns its path, from the cache if it is there.
 
-    The name holds the hash of sources, compiler version and architectures. folder: default
-    $XDG_CACHE_HOME/sightrl or ~/.cache/sightrl. Raises RuntimeError with the compiler's words.
-    """
+    Raises RuntimeError with the compiler's words, or when there is no nvcc."""
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
     nvcc = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
     if nvcc is None:
         raise RuntimeError("nvcc is not installed (looked in PATH and CUDA_HOME)")
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60).stdout
-    files = sorted(SOURCES.glob("*.cu"))
-    parts = [version, *architectures, *(p.read_text() for p in sorted(SOURCES.glob("*.h")) + files)]
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    command = [nvcc, "-O3", "-std=c++17", "--shared", "-Xcompiler=-fPIC", *code]
+    return build_library("kernels", sorted(SOURCES.glob("*.cu")), command, architectures, folder)
+
+
+def build_library(name: str, files: list[Path], command: list[str], identity: list[str],
+                  folder: Path | None = None) -> Path:  # fmt: skip
+    """`command` + files -> folder/name-<hash>.so, unless that is there already. The hash is of sources, headers,
+    compiler version and identity. folder: default $XDG_CACHE_HOME/sightrl or ~/.cache/sightrl."""
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, timeout=60).stdout
+    parts = [version, *identity, *(p.read_text() for p in sorted(SOURCES.glob("*.h")) + files)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightrl"
-    target = folder / f"kernels-{digest}.so"
+    target = folder / f"{name}-{digest}.so"
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:  # renamed when complete: several processes may build
-        made = Path(scratch) / "kernels.so"
-        code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-        command = [nvcc, "-O3", "-std=c++17", "--shared", "-Xcompiler=-fPIC", *code, "-o", str(made), *map(str, files)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        made = Path(scratch) / "library.so"
+        whole = [*command, "-o", str(made), *map(str, files)]
+        done = subprocess.run(whole, capture_output=True, text=True, timeout=BUILD_SECONDS)
         if done.returncode:
-            raise RuntimeError(f"nvcc failed: {(done.stderr or done.stdout).strip()[-800:]}")
+            compiler = Path(command[0]).name
+            raise RuntimeError(f"{compiler} failed: {(done.stderr or done.stdout).strip()[-800:]}")
         os.replace(made, target)
     return target
 

@@ -24,7 +24,6 @@ CHUNK_ELEMENTS = {
 }  # logits per chunk: what fits a CPU's cache, what fills a GPU
 KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the probabilities (128 MB) instead of rebuilding them
 TINY_PROBABILITY = 1e-37  # p log p is 0 in float32 from here down
-FEW_ROWS = 64
 BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
 
 
@@ -34,10 +33,11 @@ def next_token_logits(hidden: Tensor, weight: Tensor, banned: Tensor, temperatur
 
     A finite number instead of -inf keeps p log p = 0 and its gradient exactly, without special cases.
     """
-    if len(hidden) <= FEW_ROWS and not hidden.is_cuda:
-        logits = (weight @ hidden.T).T.contiguous().float()  # the quicker product on the CPU
-    else:
-        logits = (hidden @ weight.T).float()
+    return policy_logits((hidden @ weight.T).float(), banned, temperature)
+
+
+def policy_logits(logits: Tensor, banned: Tensor, temperature: float) -> Tensor:
+    """The head's float32 output [M, V] turned into the policy's logits, in place."""
     if temperature != 1.0:
         logits.div_(temperature)
     return logits.index_fill_(1, banned, BANNED_LOGIT)

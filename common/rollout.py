@@ -1,6 +1,6 @@
 """The sampler: G responses to every prompt, each prompt run once and its keys and values kept once.
 
-Tokens come from the same float32 distribution that scoring uses (`next_token_logits`), and their log-probs
+Tokens come from the same float32 distribution that scoring uses (`policy_logits`), and their log-probs
 are kept, so an on-policy update needs no second pass for the old log-probs.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.decoding import Decoder
-from common.logprob import next_token_logits
+from common.logprob import policy_logits
 from common.vlm import VLM, ImageFeatures, Prompt
 
 COMPACT_AT = 7 / 8  # drop the finished rows when so many are left; dropping copies their keys and values
@@ -109,13 +109,13 @@ def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group
     hidden, prefix = vlm.run_groups(prompts, features, keep=True)  # [all prompt tokens, d]
     hidden = hidden[prefix.prompts.offsets[1:].long() - 1].repeat_interleave(group, 0)  # [n, d]
     starts = torch.tensor([p.next_position for p in prompts], device=vlm.device)  # [B]
-    decoder = Decoder(vlm.language_model, prefix, starts, group, limit)
+    decoder = Decoder(vlm.language_model, vlm.base.lm_head, prefix, starts, group, limit)
     rows = torch.arange(len(tokens), device=vlm.device)  # the rows still being written
     ends = torch.tensor(vlm.eos_ids, device=vlm.device)
     finished = torch.zeros(len(tokens), dtype=torch.bool, device=vlm.device)
     look_every, compact_at = (CUDA_CHECK_EVERY, CUDA_COMPACT_AT) if vlm.device.type == "cuda" else (1, COMPACT_AT)
     for t in range(limit):
-        logits = next_token_logits(hidden, vlm.head_weight, vlm.banned_ids, temperature or 1.0)  # f32 [m, V]
+        logits = policy_logits(decoder.head(hidden).float(), vlm.banned_ids, temperature or 1.0)  # [m, V]
         chosen, chosen_logps = choose(logits, uniform[rows, t], temperature, top_p)  # [m]
         tokens[rows, t], logps[rows, t] = chosen, chosen_logps
         if t + 1 == limit:

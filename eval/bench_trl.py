@@ -173,7 +173,7 @@ def make_trainer(vlm: VLM, setting: Setting, pictures: list[Image.Image], questi
         save_strategy="no", logging_strategy="no", disable_tqdm=True, per_device_train_batch_size=micro,
         gradient_accumulation_steps=rows // micro, num_generations=setting.group, max_steps=steps,
         max_completion_length=setting.tokens, temperature=1.0, top_k=0, top_p=1.0, beta=setting.kl, learning_rate=1e-6,
-        lr_scheduler_type="constant", optim="adamw_torch", gradient_checkpointing=False, shuffle_dataset=False,
+        lr_scheduler_type="constant", optim="adamw_torch_fused", gradient_checkpointing=False, shuffle_dataset=False,
         remove_unused_columns=False, generation_kwargs=extra, loss_type="dapo", epsilon_high=0.28,
         dataloader_pin_memory=False,
     )  # fmt: skip
@@ -203,7 +203,7 @@ class Ours:
         vlm.eos_ids = [-1]
         if setting.kl:
             vlm.reference_base = copy.deepcopy(vlm.base).requires_grad_(False).eval()
-        self.optimizer = torch.optim.AdamW(vlm.trainable(), lr=1e-6, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(vlm.trainable(), lr=1e-6, weight_decay=0.0, fused=True)
 
     def step(self) -> dict[str, float]:
         s, vlm, seconds, start = self.setting, self.vlm, {}, time.perf_counter()

@@ -290,7 +290,7 @@ def main(args: Args) -> None:
         if args.kl_coef:
             with run.phase("ref_logps"), torch.no_grad(), vlm.reference():
                 ref_logps, _ = response_logps(
-                    vlm, batch.prompts, batch.tokens, batch.mask, entropy=False,
+                    vlm, batch.prompts, batch.tokens, batch.mask, features=batch.features, entropy=False,
                     temperature=args.temperature, max_tokens=args.micro_tokens)  # fmt: skip
 
         # ---- 4. Update. A mini-batch is one optimiser step; micro-batches only bound the memory.

@@ -195,7 +195,7 @@ def test_prompt_keys_are_stored_once_per_group():
     prompts = [vlm.prompt("what?", [picture(112, 112)])]
     with torch.no_grad():
         _, prefix = vlm.run_groups(prompts, vlm.encode_images(prompts), keep=True)
-    decoder = Decoder(vlm.language_model, prefix, torch.tensor([prompts[0].next_position]), 8, 4)
+    decoder = Decoder(vlm.language_model, vlm.base.lm_head, prefix, torch.tensor([prompts[0].next_position]), 8, 4)
     assert decoder.prompts[0][0].shape[:2] == (2, 1) and decoder.own[0].shape[:3] == (2, 2, 8)
 
 
