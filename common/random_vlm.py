@@ -118,12 +118,12 @@ def random_parts(family: str, seed: int = 0, spread: float = 0.1, text: dict[str
         for parameter in model.parameters():
             parameter += spread * torch.randn_like(parameter)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    patch = config.vision_config.patch_size
+    return model, tokenizer, random_image_processor(family, config.vision_config.patch_size)
+
+
+def random_image_processor(family: str, patch: int) -> Qwen2VLImageProcessorPil:
+    """The family's image processor for patches of so many pixels; 4 to 1,024 image tokens."""
     half = [0.5] * 3 if family == "qwen3_vl" else None
     means = {"image_mean": half, "image_std": half} if half else {}
     size = {"shortest_edge": (2 * patch) ** 2 * 4, "longest_edge": (2 * patch) ** 2 * 1024}
-    return (
-        model,
-        tokenizer,
-        Qwen2VLImageProcessorPil(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size, **means),
-    )
+    return Qwen2VLImageProcessorPil(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size, **means)

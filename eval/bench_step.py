@@ -9,36 +9,45 @@ medians.
     python eval/bench_step.py                          # both settings, a few minutes
     python eval/bench_step.py --settings micro --repeats 1
     python eval/bench_step.py --against trl            # whole steps against TRL's GRPOTrainer: eval/bench_trl.py
+    python eval/bench_step.py --config qwen2.5-vl-3b --random-weights --our-tokens 16384 --plain-rows 16   # on a GPU
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import transformers
 import tyro
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
-from common.random_vlm import random_parts
 from common.rollout import rollout
-from common.vlm import VLM, Prompt, load_vlm
+from common.run import _git
+from common.vlm import VLM, Prompt
+from steps import (
+    PHASE_SETTINGS,
+    STEP_SETTINGS,
+    Setting,
+    decode_bytes,
+    inputs,
+    load,
+    machine_limits,
+    operations,
+    real_settings,
+)
 
-# name -> prompts, G, R, image side in pixels
-SETTINGS = {"micro": (16, 8, 48, 112), "long": (8, 8, 128, 448)}
 PHASES = ("rollout", "logps", "update")
 
 
@@ -47,8 +56,15 @@ class Args:
     against: Literal["transformers", "trl"] = "transformers"
     """transformers: phases against plain generate and padded forwards. trl: whole steps against TRL's GRPOTrainer, with
     settings, models and table of eval/bench_trl.py (needs `pip install -r requirements-bench.txt`)."""
-    model: str = "random"
-    """random (tiny Qwen2.5-VL of 2.3 M parameters), or anything that load_vlm takes."""
+    config: str = ""
+    """A published shape (qwen2.5-vl-3b, qwen2.5-vl-7b, ...) in place of the minute models, at real sizes: settings
+    r400-kl, r400, r400-vision, r1000 with 64 prompts x 8 responses and 1,024 image tokens."""
+    random_weights: bool = False
+    """Needed with --config: speed does not ask for trained weights, and none are fetched."""
+    model: str = ""
+    """Another model for the settings: anything that load_vlm takes."""
+    prompts: int = 0
+    """Prompts of the settings of --config (0: 64)."""
     settings: list[str] = field(default_factory=list)
     """Which settings to time; default all. transformers: micro (16 prompts x 8 x 48 tokens, 112-pixel image), long
     (8 x 8 x 128, 448 pixels). trl: r48-kl, r48, r48-vision, r160, g16 (448 pixels, 22 M parameters), world."""
@@ -73,34 +89,7 @@ class Args:
     seed: int = 0
     """Seed of weights, pictures and sampling."""
     out: Path = Path("results")
-    """Folder for bench_step_<device>.json and .md (bench_trl_... with --against trl)."""
-
-
-def load(args: Args) -> VLM:
-    if args.model != "random":
-        return load_vlm(args.model, device=args.device)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
-    text = {"hidden_size": 192, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "vocab_size": 1536, "rope_parameters": rope}  # fmt: skip
-    vision = {
-        "depth": 3,
-        "hidden_size": 96,
-        "intermediate_size": 192,
-        "num_heads": 4,
-        "fullatt_block_indexes": [2],
-    }
-    model, tokenizer, processor = random_parts("qwen2_5_vl", args.seed, 0.03, text, vision)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    vlm = VLM(model.to(device), tokenizer, processor)
-    vlm.model.train()
-    return vlm
-
-
-def make_prompts(vlm: VLM, count: int, side: int, seed: int) -> list[Prompt]:
-    rng = np.random.default_rng(seed)
-    question = "How many red circles are there?"
-    pictures = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
-    return [vlm.prompt(question[: -1 - i % 4], [Image.fromarray(p)]) for i, p in enumerate(pictures)]
+    """Folder for bench_step_<device>.json and .md (bench_trl_... with --against trl, ..._<config> with --config)."""
 
 
 # ------------------------------------------------------------------------------- plain transformers
@@ -242,10 +231,11 @@ def check(ours: Ours, plain: Plain, limit: int) -> dict[str, float]:
     }
 
 
-def run_setting(name: str, args: Args) -> dict[str, Any]:
-    count, group, limit, side = SETTINGS[name]
-    vlm = load(args)
-    prompts = make_prompts(vlm, count, side, args.seed)
+def run_setting(name: str, setting: Setting, args: Args, device: str) -> dict[str, Any]:
+    group, limit = setting.group, setting.tokens
+    vlm = load(setting, args.seed, device)
+    pictures, questions = inputs(setting, args.seed)
+    prompts = [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)]
     sides = {
         "ours": Ours(vlm, prompts, group, args.our_tokens),
         "plain": Plain(vlm, prompts, group, args.plain_rows),
@@ -258,84 +248,110 @@ def run_setting(name: str, args: Args) -> dict[str, Any]:
     tokens = sides["ours"].rollout(limit)
     advantages = torch.randn(len(tokens), device=tokens.device)
     seconds: dict[str, dict[str, list[float]]] = {key: {phase: [] for phase in PHASES} for key in sides}
+    peak = dict.fromkeys(sides, 0)  # bytes, on a GPU
     for repeat in range(args.repeats):
         for key in sorted(sides, reverse=bool(repeat % 2)):
             runner = sides[key]
             calls = {"rollout": lambda r=runner: r.rollout(limit), "logps": lambda r=runner: r.score(tokens),
                      "update": lambda r=runner: r.update(tokens, advantages)}  # fmt: skip
+            if vlm.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             for phase, call in calls.items():
                 seconds[key][phase].append(timed(call, args.clock, vlm.device))
+            if vlm.device.type == "cuda":
+                peak[key] = max(peak[key], torch.cuda.max_memory_allocated())
     return {
-        "setting": dict(zip(("prompts", "group", "tokens", "image_side"), SETTINGS[name], strict=True)),
+        "setting": asdict(setting),
         "prompt_tokens": [len(p.input_ids) for p in prompts],
         "correctness": correctness,
         "seconds": seconds,
+        "peak_bytes": peak,
+        "least_seconds": least_seconds(vlm, prompts, group, limit),
     }
 
 
+def least_seconds(vlm: VLM, prompts: list[Prompt], group: int, limit: int) -> dict[str, float]:
+    """Seconds that the machine's measured matrix and memory rates allow for each phase."""
+    work, (rate, bandwidth) = operations(vlm.base.config, prompts, group, limit), machine_limits(vlm.device, vlm.dtype)
+    decode = (work["responses"] + work["head"]) / rate
+    decode = max(decode, decode_bytes(vlm, prompts, group, limit) / bandwidth)
+    forward = sum(work.values()) / rate
+    update = 3 * forward if vlm.train_vision else 3 * forward - 2 * work["vision"] / rate
+    return {"rollout": (work["vision"] + work["prompt"]) / rate + decode, "logps": forward, "update": update}
+
+
 def table(results: dict[str, Any]) -> str:
-    """Markdown: median seconds and ratios."""
-    lines = ["| setting | phase | plain transformers, s | this engine, s | ratio |", "|---|---|---|---|---|"]
+    """Markdown: median seconds and ratios, and how near this engine is to what the machine allows."""
+    lines = ["| setting | phase | plain transformers, s | this engine, s | ratio | of the machine's limit |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
     for name, result in results.items():
-        s = result["setting"]
-        label = f"{name}: {s['prompts']} x {s['group']} x {s['tokens']} tokens, {s['image_side']}-px image"
+        s, least = result["setting"], result["least_seconds"]
+        label = f"{name}: {s['prompts']} x {s['group']} x {s['tokens']} tokens, {s['side']}-px image"
         medians = {
             k: {p: statistics.median(v) for p, v in phases.items()} for k, phases in result["seconds"].items()
         }
-        for side in medians.values():
+        for side in [*medians.values(), least]:
             side["roll-out + update"] = side["rollout"] + side["update"]
         for phase in medians["plain"]:
             plain, ours = medians["plain"][phase], medians["ours"][phase]
-            lines.append(f"| {label} | {phase} | {plain:.3f} | {ours:.3f} | {plain / ours:.2f} |")
+            share = f"{least[phase] / ours:.0%}"
+            lines.append(f"| {label} | {phase} | {plain:.3f} | {ours:.3f} | {plain / ours:.2f} | {share} |")
     return "\n".join(lines)
 
 
 def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     if args.against == "trl":
+        if args.clock != "wall":
+            raise SightRLError("--clock cpu cannot be used with --against trl, whose callbacks read the wall clock")
         try:
             import bench_trl
         except ImportError as error:
             raise SightRLError(f"TRL cannot be imported ({error}): pip install -r requirements-bench.txt") from error
-        known, table_of = bench_trl.SETTINGS, bench_trl.table
+        known, table_of = STEP_SETTINGS, bench_trl.table
     else:
-        known, table_of = SETTINGS, table
+        known, table_of = PHASE_SETTINGS, table
+    if args.config and not args.random_weights:
+        raise SightRLError("--config is a shape without weights: add --random-weights, or name a folder with --model")
+    if args.config:
+        known = real_settings(args.config, args.prompts)
+    if args.model:
+        known = {name: replace(setting, model=args.model) for name, setting in known.items()}
     if unknown := [name for name in args.settings if name not in known]:
         raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
     results: dict[str, Any] = {}
     for name in args.settings or list(known):  # what is measured is written at once
         if args.against == "trl":
-            results[name] = bench_trl.run_setting(name, args.repeats, args.warm, args.trl_micro, args.trl_static_cache,
-                                                  args.our_tokens, args.seed)  # fmt: skip
+            results[name] = bench_trl.run_setting(
+                known[name], name, repeats=args.repeats, warm=args.warm, micros=args.trl_micro, seed=args.seed,
+                static_cache=args.trl_static_cache, micro_tokens=args.our_tokens, device=device)  # fmt: skip
         else:
-            results[name] = run_setting(name, args)
-        write(args, results, table_of(results))
+            results[name] = run_setting(name, known[name], args, device)
+        text, about = table_of(results), f"{'trl' if args.against == 'trl' else 'step'}_{args.config.lower()}"
+        write(args, results, text, f"bench_{about.strip('_')}")
     print(table_of(results))
 
 
-def write(args: Args, results: dict[str, Any], text: str) -> None:
-    """The figures with versions and hardware as JSON, and the table."""
-    device = (
-        "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+def write(args: Any, results: dict[str, Any], text: str, name: str) -> None:
+    """The figures with commit, versions and hardware as <name>_<device>.json, and the table beside them."""
+    on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    device, versions = "cuda" if on_gpu else "cpu", {"python": platform.python_version()}
+    for library in ("torch", "transformers", "trl", "flash-attn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
     record = {
-        "args": {name: value for name, value in asdict(args).items() if name != "out"},
+        "args": {key: value for key, value in asdict(args).items() if key != "out"},
         "results": results,
         "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "hardware": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.machine()}, {cpu_name()}",
+        **_git(),
+        "versions": versions,
+        "hardware": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {cpu_name()}",
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"bench_{'trl' if args.against == 'trl' else 'step'}_{device}"
-    (args.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.out / f"{name}.md").write_text(text + "\n")
+    (args.out / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / f"{name}_{device}.md").write_text(text + "\n")
 
 
 def cpu_name() -> str:

@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,47 +30,10 @@ from trl import GRPOConfig, GRPOTrainer
 from bench_step import library_copy
 from common.grpo import aggregate, clipped_loss, group_advantages, kl_estimate, token_log_ratio
 from common.logprob import micro_batches, response_logps
-from common.random_vlm import random_parts
 from common.rollout import rollout
 from common.training import group_rows
-from common.vlm import VLM, load_vlm
-
-QUESTION = "How many red circles are there?"
-
-
-@dataclass(frozen=True)
-class Setting:
-    prompts: int
-    group: int
-    tokens: int
-    side: int  # pixels
-    kl: float = 0.0
-    train_vision: bool = False
-    model: str = "22m"
-
-
-SETTINGS = {
-    "r48-kl": Setting(2, 8, 48, 448, kl=0.04),
-    "r48": Setting(2, 8, 48, 448),
-    "r48-vision": Setting(2, 8, 48, 448, train_vision=True),
-    "r160": Setting(2, 8, 160, 448),
-    "g16": Setting(2, 16, 48, 448),
-    "world": Setting(16, 8, 48, 112, train_vision=True, model="tiny"),
-}
-
-
-def load(setting: Setting, seed: int) -> VLM:
-    if setting.model == "tiny":
-        return load_vlm("tiny", train_vision=setting.train_vision)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
-    text = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "vocab_size": 8192, "rope_parameters": rope}  # fmt: skip
-    vision = {"depth": 8, "hidden_size": 192, "intermediate_size": 768, "num_heads": 4,
-              "fullatt_block_indexes": [3, 7]}  # fmt: skip
-    model, tokenizer, processor = random_parts("qwen2_5_vl", seed, 0.02, text, vision)
-    vlm = VLM(model, tokenizer, processor, train_vision=setting.train_vision)
-    vlm.model.train()
-    return vlm
+from common.vlm import VLM
+from steps import Setting, inputs, load
 
 
 # -------------------------------------------------------------------------------------------------------------- TRL
@@ -264,29 +226,25 @@ def same_numbers(trainer: TimedTrainer, ours: Ours) -> dict[str, float]:
     return {"logps": float((mine - theirs).detach().abs().max()), "gradient": apart / size}
 
 
-def run_setting(name: str, repeats: int, warm: int, micros: list[int], static_cache: bool, micro_tokens: int,
-                seed: int) -> dict[str, Any]:  # fmt: skip
+def run_setting(setting: Setting, label: str, *, repeats: int, warm: int, micros: list[int], static_cache: bool,
+                micro_tokens: int, seed: int, device: str) -> dict[str, Any]:  # fmt: skip
     """Seconds per phase of both sides, and which micro-batch TRL got."""
-    setting = SETTINGS[name]
-    vlm = load(setting, seed)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (setting.prompts, setting.side, setting.side, 3)
-    pictures = [Image.fromarray(p.numpy()) for p in torch.randint(0, 256, shape, generator=generator).to(torch.uint8)]
-    questions = [QUESTION[: -1 - i % 4] for i in range(setting.prompts)]
+    vlm = load(setting, seed, device)
+    pictures, questions = inputs(setting, seed)
     rows = setting.prompts * setting.group
     sizes = sorted({min(m, rows) for m in micros if rows % min(m, rows) == 0})
     trials = {}
-    for micro in sizes if len(sizes) > 1 else []:  # TRL's best micro-batch: the second of two steps
+    for micro in sizes if len(sizes) > 1 else []:  # TRL's best micro-batch: the faster of the last two of three steps
         turns = Turns(None)
-        make_trainer(vlm, setting, pictures, questions, micro, 2, static_cache, seed, turns).train()
-        trials[micro] = turns.trl_steps[1]["step"]
+        make_trainer(vlm, setting, pictures, questions, micro, 3, static_cache, seed, turns).train()
+        trials[micro] = min(step["step"] for step in turns.trl_steps[1:])
     best = min(trials, key=trials.get) if trials else sizes[0]
     ours = Ours(vlm, setting, pictures, questions, micro_tokens)
     turns = Turns(ours)
     trainer = make_trainer(vlm, setting, pictures, questions, best, warm + repeats, static_cache, seed, turns)
     apart = same_numbers(trainer, ours)
-    print(f"{name}: log-probs within {apart['logps']:.1e}, gradients within {apart['gradient']:.1e}; TRL's micro-batch "
-          f"{best}", flush=True)  # fmt: skip
+    print(f"{label}: log-probs within {apart['logps']:.1e}, gradients within {apart['gradient']:.1e}; TRL's "
+          f"micro-batch {best}", flush=True)  # fmt: skip
     trainer.train()
     return {"setting": vars(setting), "same_numbers": apart, "trl_micro_batch": best, "trl_micro_batch_trials": trials,
             "seconds": {"trl": turns.trl_steps[warm:], "ours": turns.our_steps[warm:]}}  # fmt: skip
@@ -296,7 +254,7 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| setting | phase | TRL, s | this engine, s | ratio |", "|---|---|---|---|---|"]
     for name, result in results.items():
         s = result["setting"]
-        label = (f"{name}: {s['prompts']} x {s['group']} x {s['tokens']}, {s['side']} px, "
+        label = (f"{name}: {s['prompts']} x {s['group']} x {s['tokens']}, {s['side']} px, {s['model']}, "
                  f"{'KL, ' if s['kl'] else ''}vision {'trained' if s['train_vision'] else 'frozen'}")  # fmt: skip
         seconds = result["seconds"]
         for phase in ("rollout", "logps", "update", "step"):
