@@ -26,6 +26,7 @@ from common.attention import TEXT_ATTENTION, VISION_ATTENTION, SharedPrefix
 from common.errors import SightRLError
 from common.loading import add_lora, check_supported, checkpoint_activations, load_parts, pick_dtype
 from common.pixels import Pixels
+from common.sharding import Shards, master
 
 IMAGE_MARK = "<image>"
 # A response must never hold one of these: the next forward would look for pictures that are not there.
@@ -75,6 +76,7 @@ class VLM:
         if not self.train_vision:
             self.base.model.visual.requires_grad_(False)
         self.reference_base: PreTrainedModel | None = None
+        self.shards: list[Shards] = []  # filled by sharding.shard
         self.pixels = Pixels(image_processor, min_pixels, max_pixels)
         self.min_pixels, self.max_pixels = self.pixels.min_pixels, self.pixels.max_pixels
         self.image_token_id: int = self.base.config.image_token_id
@@ -300,7 +302,8 @@ class VLM:
             raise SightRLError('no reference policy was loaded; use lora_rank above 0 or reference="copy"')
 
     def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """What the optimiser gets: the trainable parameters, with several processes their sharded masters."""
+        return [master(p) for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor."""
