@@ -300,6 +300,8 @@ class Run:
         self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
         atexit.register(self.close)
         distributed.watch(self.resume_command())
+        if distributed.world_size() > 1:
+            self.say(f"{distributed.world_size()} processes; to stop them after a step: kill {os.getpid()}")
         self._opened = self._step_started = time.perf_counter()
 
     def resume_command(self) -> str:

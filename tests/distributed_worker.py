@@ -1,6 +1,7 @@
 """What tests/test_distributed.py starts with torchrun: some runs one after another, as [method, options] in JSON.
 
-An option "die" is for this file: {"rank": 1, "step": 1, "how": "kill" or "raise" or "wait"} in that optimiser step.
+An option "die" is for this file: {"rank": 1, "step": 1, "how": "kill" or "raise" or "wait"} in that optimiser step
+("wait": the folder WAIT_IN then holds a file `waiting`, and the process waits for a file `go` there).
 After every run the processes compare their weights; process 0 writes <run folder>/agreed.
 """
 
@@ -35,7 +36,9 @@ def die(rank: int, step: int, how: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "raise":
                 raise ArithmeticError("the cat sat on the keyboard")
-            while not list(Path(os.environ["WAIT_FOR"]).glob("go")):
+            folder = Path(os.environ["WAIT_IN"])
+            (folder / "waiting").touch()
+            while not (folder / "go").exists():
                 time.sleep(0.05)
         return plain(self, *args, **kwargs)
 

@@ -1,18 +1,20 @@
 """Several gloo processes on the CPU: the same run as one process, checkpoints for any number, and every way to end.
 
-The launches take place side by side (fixture `launches`), one process of pytest computes what must come out.
+What must come out is computed by the process of pytest alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
@@ -150,7 +152,8 @@ def test_bfloat16_keeps_float32_masters(two):
     saved = weights(two / "half/model")
     masters = load_file(two / "half/checkpoints/step-00000002/model.safetensors")
     assert (two / "half/agreed").exists() and (two / "bf16/agreed").exists()
-    assert {v.dtype for v in saved.values()} == {torch.bfloat16} and {v.dtype for v in masters.values()} == {torch.float32}
+    assert {v.dtype for v in saved.values()} == {torch.bfloat16}
+    assert {v.dtype for v in masters.values()} == {torch.float32}
     assert any((v != v.bfloat16()).any() for v in masters.values())  # what a step adds is not rounded away
     moments = load_file(two / "half/checkpoints/step-00000002/optimizer.safetensors")
     assert {v.dtype for v in moments.values()} == {torch.float32}
@@ -174,8 +177,6 @@ def test_a_checkpoint_of_two_goes_on_with_one_and_with_four(two, out):
 
 
 def copy_run(source: Path, target: Path) -> None:
-    import shutil
-
     shutil.copytree(source, target)
     (target / "agreed").unlink()
     config = json.loads((target / "config.json").read_text())
@@ -185,7 +186,7 @@ def copy_run(source: Path, target: Path) -> None:
 # ---------------------------------------------------------------- every way to end
 
 
-@pytest.mark.parametrize(("how", "rank"), [("kill", 1), ("raise", 1), ("kill", 0)])
+@pytest.mark.parametrize(("how", "rank"), [("kill", 0), ("raise", 1)])
 def test_a_process_that_dies_ends_the_run_with_a_sentence(how, rank, tmp_path):
     job = options("grpo", tmp_path, "dies", steps=50, checkpoint_every=1, die={"rank": rank, "step": 2, "how": how})
     status, _, errors = end(start_jobs(2, [["grpo", job]]))
@@ -196,14 +197,17 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(how, rank, tmp_path):
     assert (tmp_path / "dies/checkpoints/latest").read_text() == "step-00000001\n"
 
 
-def test_a_signal_to_torchrun_stops_all_after_the_step_and_the_run_goes_on_elsewhere(tmp_path):
+@pytest.mark.parametrize("whom", ["torchrun", "one process"])
+def test_a_signal_stops_all_after_the_step_and_the_run_goes_on_elsewhere(whom, tmp_path):
     job = options("grpo", tmp_path, "stopped", die={"rank": 1, "step": 1, "how": "wait"})
-    process = start_jobs(2, [["grpo", job]], WAIT_FOR=str(tmp_path))
-    wait_for(lambda: (tmp_path / "stopped/metrics.jsonl").is_file() and metrics(tmp_path / "stopped"), process)
-    process.send_signal(signal.SIGTERM)
-    assert "Finishing this step" in wait_for_line(process, "Finishing")
+    process = start_jobs(2, [["grpo", job]], WAIT_IN=str(tmp_path))
+    wait_for((tmp_path / "waiting").exists, process)  # in the update of the second step
+    printed = wait_for_line(process.stdout, "to stop them after a step: kill ")
+    os.kill(process.pid if whom == "torchrun" else int(printed.split()[-1]), signal.SIGTERM)
+    assert "Finishing this step" in wait_for_line(process.stderr, "Finishing")
     (tmp_path / "go").touch()
-    _, printed, errors = end(process)
+    status, printed, errors = end(process)
+    assert (status == 0) == (whom == "one process")
     assert "Stopped after step 2 of 3" in printed, printed + errors
     assert (tmp_path / "stopped/checkpoints/latest").read_text() == "step-00000001\n"
     run_here("grpo", tmp_path, "stopped", resume=str(tmp_path / "stopped"))
@@ -217,15 +221,16 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def wait_for_line(process: subprocess.Popen, text: str) -> str:
-    return next((line for line in process.stderr if text in line), "")
+def wait_for_line(file: TextIO, text: str) -> str:
+    return next((line for line in file if text in line), "")
 
 
 @pytest.mark.parametrize("words", [("--run-name", "taken"), ("--group-size", "1")])
 def test_a_mistake_is_one_sentence_once(words, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
-    status, _, errors = end(launch(2, "methods/grpo.py", "--model", "random:qwen2_5_vl", "--out", str(tmp_path), *words))
+    words = ("--model", "random:qwen2_5_vl", "--out", str(tmp_path), *words)
+    status, _, errors = end(launch(2, "methods/grpo.py", *words))
     sentence = "exists already; choose another --run-name" if "taken" in words else "--group-size must be at least 2"
     assert status != 0 and errors.count("error: ") == errors.count(sentence) == 1, errors
 
