@@ -1,7 +1,7 @@
 """What tests/test_distributed.py starts with torchrun: some runs one after another, as [method, options] in JSON.
 
 An option "die" is for this file: {"rank": 1, "step": 1, "how": "kill" or "raise" or "wait"} in that optimiser step
-("wait": the folder WAIT_IN then holds a file `waiting`, and the process waits for a file `go` there).
+("wait": the process writes its number into the file `waiting` in the folder WAIT_IN and waits there for a signal).
 After every run the processes compare their weights; process 0 writes <run folder>/agreed.
 """
 
@@ -23,11 +23,13 @@ import common.rewards
 import common.training
 from common import distributed
 from common.errors import main_guard
+from common.run import Run
 
 
 def die(rank: int, step: int, how: str) -> None:
     """Let one process come to an end in the given optimiser step."""
-    plain, calls = torch.optim.AdamW.step, []
+    plain, calls, signals, handle = torch.optim.AdamW.step, [], [], Run._on_signal
+    Run._on_signal = lambda self, number, frame: signals.append(number) or handle(self, number, frame)
 
     def deadly(self, *args, **kwargs):
         calls.append(1)
@@ -36,9 +38,8 @@ def die(rank: int, step: int, how: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "raise":
                 raise ArithmeticError("the cat sat on the keyboard")
-            folder = Path(os.environ["WAIT_IN"])
-            (folder / "waiting").touch()
-            while not (folder / "go").exists():
+            (Path(os.environ["WAIT_IN"]) / "waiting").write_text(f"{os.getpid()}\n")
+            while not signals:
                 time.sleep(0.05)
         return plain(self, *args, **kwargs)
 

@@ -14,7 +14,6 @@ import sys
 import time
 import zlib
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 import torch
@@ -201,14 +200,12 @@ def test_a_process_that_dies_ends_the_run_with_a_sentence(how, rank, tmp_path):
 def test_a_signal_stops_all_after_the_step_and_the_run_goes_on_elsewhere(whom, tmp_path):
     job = options("grpo", tmp_path, "stopped", die={"rank": 1, "step": 1, "how": "wait"})
     process = start_jobs(2, [["grpo", job]], WAIT_IN=str(tmp_path))
-    wait_for((tmp_path / "waiting").exists, process)  # in the update of the second step
-    printed = wait_for_line(process.stdout, "to stop them after a step: kill ")
-    os.kill(process.pid if whom == "torchrun" else int(printed.split()[-1]), signal.SIGTERM)
-    assert "Finishing this step" in wait_for_line(process.stderr, "Finishing")
-    (tmp_path / "go").touch()
+    waiting = tmp_path / "waiting"
+    wait_for(lambda: waiting.exists() and waiting.read_text().endswith("\n"), process)  # in the second step's update
+    os.kill(process.pid if whom == "torchrun" else int(waiting.read_text()), signal.SIGTERM)
     status, printed, errors = end(process)
     assert (status == 0) == (whom == "one process")
-    assert "Stopped after step 2 of 3" in printed, printed + errors
+    assert "Stopped after step 2 of 3" in printed and "to stop them after a step: kill" in printed, printed + errors
     assert (tmp_path / "stopped/checkpoints/latest").read_text() == "step-00000001\n"
     run_here("grpo", tmp_path, "stopped", resume=str(tmp_path / "stopped"))
     assert_same_run(tmp_path / "stopped", run_here("grpo", tmp_path, "whole"))
@@ -219,10 +216,6 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.05)
-
-
-def wait_for_line(file: TextIO, text: str) -> str:
-    return next((line for line in file if text in line), "")
 
 
 @pytest.mark.parametrize("words", [("--run-name", "taken"), ("--group-size", "1")])
