@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=60)  # for one collective: process 0 may write a large checkpoint meanwhile
-LOOK_EVERY = 1.0  # seconds between looks at the other processes of this machine
+TIMEOUT = timedelta(minutes=30)  # for one collective: process 0 may write a large checkpoint meanwhile
+LOOK_EVERY = 1.0  # seconds between looks at the other processes
 SPEAK_FIRST = 10.0  # seconds that process 0 has to print an error which all processes share
 SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -179,24 +179,33 @@ def gather(value: T) -> list[T]:
 
 
 def watch(how_to_continue: str) -> None:
-    """From now on end this process, with one sentence a machine, when another one of this machine is gone.
+    """From now on end this process, with one sentence a machine, when another one is gone.
 
     A thread looks, because the main thread may be waiting for the dead one in a collective, where no signal handler of
-    Python runs. How torchrun learns of the dead does not matter; on other machines their torchrun ends the processes.
+    Python runs. The process numbers of its own machine tell it; other machines learn from torchrun's key-value store.
     """
     if _world_size == 1:
         return
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    key = f"sightrl/gone/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     here = (socket.gethostname(), os.environ.get("GROUP_RANK"))  # the second tells containers of one name apart
     peers = [pid for place, pid in gather((here, os.getpid())) if place == here]
     text = f"error: another process of this run ended (its message is above); continue with: {how_to_continue}\n"
 
     def look() -> None:
         while not _ending.wait(LOOK_EVERY):
-            left = [pid for pid in peers if _exists(pid)]
-            if len(left) < len(peers):
-                if os.getpid() == min(left):
-                    os.write(2, text.encode())
-                os._exit(1)
+            try:
+                if all(_exists(pid) for pid in peers) and not store.check([key]):
+                    continue
+                store.set(key, "")
+                first = store.add(f"{key}/{here}", 1) == 1  # to notice it on this machine
+            except RuntimeError:  # the store went down with the first machine
+                first = True
+            if first:
+                os.write(2, text.encode())
+            os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,8 @@ SMALL_RL = dict(prompts_per_step=5, group_size=3, filter_groups="off", micro_tok
 EQUAL = {  # runs that must not depend on the number of processes
     "grpo-kl": ("grpo", dict(kl_coef=0.1, loss_mean="token_mean_micro", recompute_old_logps=True, eval_questions=1,
                              eval_k=3)),
-    "grpo-minis": ("grpo", dict(mini_batch_prompts=3, micro_tokens=100, train_vision=False)),
+    "grpo-minis": ("grpo", dict(mini_batch_prompts=3, micro_tokens=100, train_vision=False,
+                                gradient_checkpointing=True)),
     "grpo-one-prompt": ("grpo", dict(prompts_per_step=1, entropy_coef=0.1)),  # the second process has none
     "grpo-split": ("grpo", dict(micro_tokens=10_000, loss_mean="sequence_mean")),  # one micro-batch becomes two
     "vppo": ("vppo", dict(filter_groups="std", max_rounds=3, gen_prompts=3, entropy_coef=0.06, eval_every=2)),
@@ -47,17 +49,25 @@ def options(name: str, out: Path, run_name: str, **more) -> dict:
     return SMALL | (SMALL_RL if name != "sft" else {}) | {"out": str(out), "run_name": run_name} | more
 
 
-def launch(processes: int, *words: str, **environment: str) -> subprocess.Popen:
-    """torchrun of this many processes in a session of its own; errors can be read, output is dropped."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def launch(processes: int, *words: str, node: tuple[str, ...] = ("--standalone",), **environment: str):
+    """torchrun of this many processes in a session of its own: a Popen with pipes."""
+    command = [sys.executable, "-m", "torch.distributed.run", *node, "--nproc_per_node", str(processes)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
     return subprocess.Popen([*command, *words], cwd=ROOT, env=environment, text=True, start_new_session=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
-def start_jobs(processes: int, jobs: list, **environment: str) -> subprocess.Popen:
-    return launch(processes, "tests/distributed_worker.py", json.dumps(jobs), **environment)
+def start_jobs(processes: int, jobs: list, **more) -> subprocess.Popen:
+    return launch(processes, "tests/distributed_worker.py", json.dumps(jobs), **more)
+
+
+def start_two_nodes(processes: int, jobs: list) -> list[subprocess.Popen]:
+    """Two torchruns, as on two machines, with this many processes each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1]))
+    return [start_jobs(processes, jobs, node=(*where, "--node_rank", str(rank))) for rank in range(2)]
 
 
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -166,10 +176,10 @@ def test_a_checkpoint_of_two_goes_on_with_one_and_with_four(two, out):
         assert ours and not any(name.startswith("_") for name in ours)
     for name in ("on-one", "on-four"):
         copy_run(two / "cut", out / name)
-    four = start_jobs(4, [["grpo", options("grpo", out, "on-four", resume=str(out / "on-four"))]])
+    nodes = start_two_nodes(2, [["grpo", options("grpo", out, "on-four", resume=str(out / "on-four"))]])
     run_here("grpo", out, "on-one", resume=str(out / "on-one"))
-    status, _, errors = end(four)
-    assert status == 0, errors
+    for status, _, errors in map(end, nodes):
+        assert status == 0, errors
     assert_same_run(out / "on-one", whole)
     assert_same_run(out / "on-four", whole)
     assert (out / "on-four/agreed").exists()
@@ -183,6 +193,14 @@ def copy_run(source: Path, target: Path) -> None:
 
 
 # ---------------------------------------------------------------- every way to end
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_on_another_node_ends_the_run(tmp_path):
+    job = options("grpo", tmp_path, "dies", steps=50, die={"rank": 3, "step": 1, "how": "kill"})
+    for status, _, errors in map(end, start_two_nodes(2, [["grpo", job]])):
+        assert status != 0
+        assert errors.count("another process of this run ended") == 1, errors
 
 
 @pytest.mark.parametrize(("how", "rank"), [("kill", 0), ("raise", 1)])
