@@ -22,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common.distributed import from_main, is_main
 from common.errors import SightRLError
+from common.sharding import master, sharded_like, whole_tensor
 
 TEMPORARY = ".tmp-"  # prefix of half-written files and folders; removed when the next run opens the folder
 
@@ -140,15 +142,19 @@ def unpack_state(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file. Shared or strided memory is copied first: the format knows
-    neither."""
+    neither. Of several processes the first writes, and all must call it to bring sharded tensors together."""
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = whole_tensor(tensor.detach())
+        if not is_main():
+            continue
+        tensor = tensor.cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
-    save_file(plain, path)
+    if is_main():
+        save_file(plain, path)
 
 
 # ---------------------------------------------------------------- model, optimiser, random numbers
@@ -159,21 +165,23 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     `state_dict()`.
 
     Frozen parameters (the base model under LoRA, a frozen vision tower) come back from the model itself. Tied
-    weights are one tensor under several names and are kept once, under the first.
+    weights are one tensor under several names and are kept once, under the first. With several processes: the
+    sharded masters.
     """
     seen: set[int] = set()
     kept = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
         if isinstance(tensor, Tensor) and not frozen and id(tensor) not in seen:
-            kept[name] = tensor
+            kept[name] = master(tensor)
             seen.add(id(tensor))
     return kept
 
 
 @torch.no_grad()
 def load_model_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> None:
-    """Copy saved tensors into the model in place. Raises SightRLError when names or shapes differ."""
+    """Copy saved tensors into the model in place (into the masters with several processes; then gather_weights
+    has to follow). Raises SightRLError when names or shapes differ."""
     wanted = model_state(model)
     differing = sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]
     if differing:
@@ -182,14 +190,17 @@ def load_model_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> 
             f"(and {len(differing) - 1} more) does not fit; resume with the options the run was started with."
         )
     for name, tensor in wanted.items():
-        tensor.copy_(saved[name])
+        tensor.copy_(sharded_like(tensor, saved[name]))
 
 
 def load_optimizer_state(optimizer: Any, state: dict) -> None:
     """`load_state_dict`, then undo its rounding: torch casts float32 moments to the dtype of a bfloat16
-    parameter."""
-    optimizer.load_state_dict(state)
+    parameter. States of sharded parameters are cut up first."""
     parameters = [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
+    for index, saved in state.get("state", {}).items() if parameters else ():
+        for name, value in saved.items():
+            saved[name] = sharded_like(parameters[index], value) if isinstance(value, Tensor) else value
+    optimizer.load_state_dict(state)
     for index, saved in state.get("state", {}).items():
         for name, value in saved.items() if isinstance(saved, dict) else ():
             loaded = optimizer.state[parameters[index]].get(name)
@@ -223,17 +234,20 @@ def save_checkpoint(
     folder: Path, step: int, model: nn.Module | None, optimizer: Any, state: dict, keep: int
 ) -> Path:
     """Write `folder/step-XXXXXXXX` atomically, point `folder/latest` at it and delete all but the newest
-    `keep`.
+    `keep`. Every process must call it, process 0 writes; the files do not depend on the number of processes.
 
     `state` is any nested structure `pack_state` takes. Raises SightRLError when the disk refuses; older
     checkpoints and `latest` are then untouched and the half-written folder is gone.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY}{target.name}"
-    if latest_checkpoint(folder) == target:
+    if from_main(is_main() and latest_checkpoint(folder) == target):
         return (
             target  # written a moment ago; replacing it would leave `latest` without a folder for an instant
         )
+    if not is_main():
+        _write_parts(temporary, model, optimizer, state)
+        return target
     with disk_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -264,6 +278,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _write_parts(folder: Path, model: nn.Module | None, optimizer: Any, state: dict) -> None:
+    """The files of a checkpoint; a process other than 0 only hands over its parts of the tensors."""
     optimizer_tensors: dict[str, Tensor] = {}
     state_tensors: dict[str, Tensor] = {}
     packed = {
@@ -274,6 +289,8 @@ def _write_parts(folder: Path, model: nn.Module | None, optimizer: Any, state: d
     }
     save_tensors(model_state(model) if model is not None else {}, folder / "model.safetensors")
     save_tensors(optimizer_tensors, folder / "optimizer.safetensors")
+    if not is_main():
+        return
     save_tensors(state_tensors, folder / "state.safetensors")
     (folder / "state.json").write_text(json.dumps(packed))
     for path in [*folder.iterdir(), folder]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from common import kernels
+from common.distributed import share, sum_over_processes, world_size
 
 if TYPE_CHECKING:
     from common.vlm import VLM, ImageFeatures, Prompt
@@ -146,7 +147,8 @@ def micro_batches(lengths: list[int], max_tokens: int | None) -> list[list[int]]
     """Groups packed into batches of at most max_tokens: longest first, each into the first batch with room.
 
     lengths: tokens of every group (prompt once + responses). A group longer than max_tokens gets a batch of
-    its own; max_tokens None or 0 means one batch. Deterministic.
+    its own; max_tokens None or 0 means one batch. Where there are fewer batches than processes, the largest are
+    halved. Deterministic.
 
     >>> micro_batches([5, 9, 4, 5], 10)
     [[1], [0, 3], [2]]
@@ -164,6 +166,10 @@ def micro_batches(lengths: list[int], max_tokens: int | None) -> list[list[int]]
         else:
             batches.append([index])
             room.append(max_tokens - lengths[index])
+    while len(batches) < min(world_size(), len(lengths)):
+        largest = max((b for b in batches if len(b) > 1), key=lambda b: sum(lengths[i] for i in b))
+        batches.remove(largest)
+        batches += [largest[0::2], largest[1::2]]
     return batches
 
 
@@ -175,8 +181,8 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
     tokens: int64 [N, R], mask: bool [N, R] with the valid tokens first; N = len(prompts) * G, G >= 1, and row
     n belongs to prompt n // G. temperature: as when sampling; 0 (greedy) counts as 1. features: of
     `vlm.encode_images`, else they are computed here. entropy: True without gradient, "grad" with gradient,
-    False for zeros. max_tokens: split into several forwards of whole groups (for passes without gradient).
-    Gradient flows iff torch.is_grad_enabled().
+    False for zeros. max_tokens: split into several forwards of whole groups (for passes without gradient), which
+    are shared out over the processes; all get the whole result. Gradient flows iff torch.is_grad_enabled().
     """
     group = len(tokens) // len(prompts)
     if group * len(prompts) != len(tokens) or not group:
@@ -188,13 +194,18 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
         return group_logps(vlm, prompts, tokens, mask, lengths, temperature, features, entropy)
     logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
     packed = [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
-    for batch in micro_batches(packed, max_tokens):
+    shared_out = bool(max_tokens) and not torch.is_grad_enabled()
+    batches = micro_batches(packed, max_tokens)
+    for batch in share(batches) if shared_out else batches:
         rows = [i * group + j for i in batch for j in range(group)]
         chosen = [features[i] for i in batch] if features is not None else None
         logps[rows], entropies[rows] = group_logps(
             vlm, [prompts[i] for i in batch], tokens[rows], mask[rows], [lengths[n] for n in rows],
             temperature, chosen, entropy,
         )  # fmt: skip
+    if shared_out:
+        sum_over_processes(logps)
+        sum_over_processes(entropies)
     return logps, entropies
 
 

@@ -54,14 +54,17 @@ class Pixels:
             image = image.resize((width, height), self.resample)
         return np.array(image)
 
-    def patchify(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Patches float32 [patches, 3 * T * p * p] in the tower's order, and grids int64 [images, 3] (T, H,
-        W) in patches.
+    def grids(self, images: list[np.ndarray]) -> Tensor:
+        """int64 [images, 3]: (T, H, W) in patches."""
+        return torch.tensor([(1, image.shape[0] // self.patch, image.shape[1] // self.patch) for image in images])
+
+    def patchify(self, images: list[np.ndarray]) -> Tensor:
+        """Patches float32 [patches, 3 * T * p * p] in the tower's order.
 
         images: uint8 [H, W, 3] as `resize` returns them. A still picture fills all T frames of its patches.
         """
         size, merge = self.patch, self.merge
-        grids = [(1, image.shape[0] // size, image.shape[1] // size) for image in images]
+        grids = self.grids(images).tolist()
         out = np.empty((sum(h * w for _, h, w in grids), 3, self.frames, size, size), np.float32)
         start = 0
         for image, (_, height, width) in zip(images, grids, strict=True):
@@ -71,4 +74,4 @@ class Pixels:
                 values = self.table[channel][blocks[:, channel]]  # [patches, p, p]
                 out[start : start + len(blocks), channel] = values[:, None]
             start += len(blocks)
-        return torch.from_numpy(out).flatten(1), torch.tensor(grids)
+        return torch.from_numpy(out).flatten(1)

@@ -91,16 +91,21 @@ def count_parameters(config: Any, train_vision: bool = True, lora_rank: int = 0)
 
 
 def memory_per_gpu(args: CommonArgs, config: Any, count: Parameters) -> dict[str, float]:
-    """Estimated bytes per GPU by purpose. Weights, gradients and Adam states are divided by --gpus (full
-    sharding); one GPU works on 1 / --gpus of the prompts. Activations are a rule of thumb, good to a factor
-    of about 1.5."""
+    """Estimated bytes per GPU by purpose, as sharding.py keeps them: weights and gradients whole on every GPU; with
+    several, float32 masters, their gradients and Adam's moments are divided by --gpus. One GPU works on 1 / --gpus
+    of the prompts. Activations are a rule of thumb, good to a factor of about 1.5."""
     text = config.text_config
     size = 4 if args.dtype == "float32" or args.model == "tiny" else 2  # bytes per number
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    states = {"weights": count.total, "gradients": count.trainable, "Adam (two moments)": 2 * count.trainable}
+    memory: dict[str, float] = {"weights": size * count.total, "gradients": size * count.trainable}
+    if args.gpus == 1:
+        memory["Adam (two moments)"] = 2 * size * count.trainable
+    else:
+        memory["float32 masters and Adam, shared out"] = 16 * count.trainable / args.gpus
+        if not args.lora_rank:  # gathered twice in the weights' format, summed in float32
+            memory["largest layer on its way"] = (2 * size + 8) * text.vocab_size * text.hidden_size
     if getattr(args, "kl_coef", 0) and not args.lora_rank:
-        states["reference copy"] = count.total
-    memory = {name: size * n / args.gpus for name, n in states.items()}
+        memory["reference copy"] = size * count.total
     tokens = min(args.micro_tokens, tokens_per_step(args, config) // args.gpus)
     layer = tokens * (8 * text.hidden_size + 4 * text.intermediate_size) * size  # one block's, for backward
     kept = tokens * text.hidden_size * size * text.num_hidden_layers  # block inputs only
@@ -146,7 +151,7 @@ def print_plan(args: CommonArgs, chosen: dict[str, Any], console: Console | None
     for name, size in memory.items():
         facts.add_row(f"memory: {name}", f"{size / GB:,.2f} GB")
     total = sum(memory.values()) / GB
-    facts.add_row("memory per GPU", f"about {total:,.1f} GB, states spread over {args.gpus} GPU(s)")
+    facts.add_row("memory per GPU", f"about {total:,.1f} GB with {args.gpus} GPU(s); docs/distributed.md")
     console.print(facts)
     console.print(options_table(args, chosen))
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.decoding import Decoder
+from common.distributed import complete_rows, own_part, world_size
 from common.logprob import policy_logits
 from common.vlm import VLM, ImageFeatures, Prompt
 
@@ -63,7 +64,8 @@ def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens:
     restricts the choice to the likeliest tokens whose probabilities add up to top_p, and leaves the kept
     log-probs alone. generator: a CPU generator; the same state gives the same responses, whatever max_rows
     is. features: of `vlm.encode_images`, else they are computed here. max_rows: decode at most so many
-    responses at once, in whole groups.
+    responses at once, in whole groups. Of several processes each answers its part of the prompts, and all get
+    the whole rollout (features None).
     """
     count = len(prompts) * group_size
     # One uniform number per token, drawn up front: results depend neither on max_rows nor on who ends first.
@@ -74,13 +76,17 @@ def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens:
     vlm.base.eval()  # no gradient checkpointing here
     try:
         with torch.no_grad():
-            features = vlm.encode_images(prompts) if features is None else features
+            own = own_part(len(prompts))  # all of them with one process
+            features = vlm.encode_images(prompts[own]) if features is None else features[own]
             step = max(1, (max_rows or count) // group_size)
-            for start in range(0, len(prompts), step):
-                part = slice(start, start + step)
-                rows = slice(start * group_size, (start + step) * group_size)
-                decode(vlm, prompts[part], features[part], group_size, temperature, top_p,
+            for start in range(own.start, own.stop, step):
+                part = slice(start, min(start + step, own.stop))
+                rows = slice(part.start * group_size, part.stop * group_size)
+                seen = features[part.start - own.start : part.stop - own.start]
+                decode(vlm, prompts[part], seen, group_size, temperature, top_p,
                        uniform[rows], tokens[rows], logps[rows])  # fmt: skip
+            for filled in (tokens, logps):
+                complete_rows(filled, slice(own.start * group_size, own.stop * group_size))
     finally:
         vlm.base.train(was_training)
     mask, truncated = response_mask(tokens, torch.tensor(vlm.eos_ids, device=vlm.device))
@@ -90,7 +96,7 @@ def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens:
     written = [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)]
     texts = vlm.tokenizer.batch_decode(written, skip_special_tokens=True)
     return Rollout(prompts, group_size, tokens, mask, logps.masked_fill(~mask, 0.0), truncated, texts,
-                   None if vlm.train_vision else features, vlm.pad_id)  # fmt: skip
+                   None if vlm.train_vision or world_size() > 1 else features, vlm.pad_id)  # fmt: skip
 
 
 def response_mask(tokens: Tensor, eos_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from common import checkpoint as checkpoints
+from common import distributed
 from common.errors import SightRLError
+from common.sharding import gather_weights
 
 try:
     import fcntl
@@ -78,14 +80,19 @@ class Run:
     args.seed, stop_requested (true once a SIGTERM or Ctrl-C was honoured: the step is finished and its
     checkpoint written). Raises SightRLError when the folder cannot be made, is in use, or belongs to a run
     with other options.
+
+    With several processes (torchrun) every one makes a Run, which joins them, and calls the same methods of it; the
+    first one's writes the files and prints, and a signal to any of them stops all.
     """
 
     def __init__(self, args: Any, method: str, total_steps: int) -> None:
+        distributed.start(getattr(args, "device", "auto"))
         self.args, self.method, self.total_steps = args, method, total_steps
         self.step = -1
         self.stop_requested = False
-        self.folder, self.resumed = _open_folder(args, method)
-        self._lock = _lock(self.folder)
+        main = distributed.is_main()
+        self.folder, self.resumed = distributed.from_main(_open_folder(args, method) if main else None)
+        self._lock = _lock(self.folder) if main else None
         self._seconds: dict[str, float] = {}
         self._elapsed, self._opened = 0.0, time.perf_counter()
         self._step_started = self._opened
@@ -97,7 +104,8 @@ class Run:
         self._files: dict[str, BinaryIO] = {}
         self._reported: set[str] = set()
         self._seed(args.seed)
-        self._write_description()
+        if main:
+            self._write_description()
 
     def _seed(self, seed: int) -> None:
         random.seed(seed)
@@ -163,7 +171,7 @@ class Run:
         are stored once each as PNG under images/, named by their content. A record may hold sample_id, task,
         question, answer, response, rewards {name: value}, advantage, habit, and per response token: tokens
         [str], dependency [float], kept [bool]."""
-        for record in records:
+        for record in records if distributed.is_main() else ():
             images = record.get("images", [record["image"]] if "image" in record else [])
             line = {"step": step, **_plain({n: v for n, v in record.items() if n not in ("image", "images")})}
             line["images"] = [self._store_image(image) for image in images]
@@ -183,6 +191,8 @@ class Run:
         return name
 
     def _append(self, name: str, line: str) -> None:
+        if not distributed.is_main():
+            return
         with self._disk(name):
             if name not in self._files:
                 self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
@@ -203,7 +213,7 @@ class Run:
 
     def checkpoint_due(self, step: int) -> bool:
         """True every args.checkpoint_every steps, after the last step, and when a signal asked to stop."""
-        if self._signal:
+        if distributed.agree(bool(self._signal)):
             self.stop_requested = True
         every = self.args.checkpoint_every
         return self.stop_requested or step + 1 >= self.total_steps or (every > 0 and (step + 1) % every == 0)
@@ -242,14 +252,23 @@ class Run:
         """
         self._vlm = vlm
         first, positions = 0, {}
-        found = checkpoints.latest_checkpoint(self.folder / "checkpoints") if self.resumed else None
+        main = distributed.is_main()
+        found = checkpoints.latest_checkpoint(self.folder / "checkpoints") if self.resumed and main else None
+        found = distributed.from_main(found)
         if found is not None:
             state = checkpoints.load_checkpoint(found, getattr(vlm, "model", None), optimizer)
+            gather_weights(getattr(vlm, "shards", ()))
             self._restore(state, stateful, found)
             first, positions = state["step"] + 1, state["positions"]
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
+        if main:
+            self._open_files(first, positions)
+        self._start(first)
+        return first
+
+    def _open_files(self, first: int, positions: dict[str, int]) -> None:
         with self._disk(""):
             for name in ("metrics.jsonl", "rollouts.jsonl"):
                 self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
@@ -259,8 +278,6 @@ class Run:
             if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
                 for name in ("summary.json", "eval_after.json"):
                     (self.folder / name).unlink(missing_ok=True)
-        self._start(first)
-        return first
 
     def _restore(self, state: dict, stateful: dict[str, Any], found: Path) -> None:
         if set(stateful) != set(state["stateful"]):
@@ -275,13 +292,16 @@ class Run:
         checkpoints.set_random_state(state["random"])
 
     def _start(self, first: int) -> None:
-        if self.args.wandb:
+        if self.args.wandb and distributed.is_main():
             self._wandb = _start_wandb(self.args, self.method, self.folder)
         self._all_saved = first >= self.total_steps
         self._display = _Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
         old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"
         self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
         atexit.register(self.close)
+        distributed.watch(self.resume_command())
+        if distributed.world_size() > 1:
+            self.say(f"{distributed.world_size()} processes; to stop them after a step: kill {os.getpid()}")
         self._opened = self._step_started = time.perf_counter()
 
     def resume_command(self) -> str:
@@ -296,11 +316,13 @@ class Run:
             self._restore_signals()
             if self._display is not None and self._display.live is not None:
                 os.write(1, b"\x1b[?25h\n")  # show the cursor again
-            os.write(2, f"Stopped; continue with: {self.resume_command()}\n".encode())
+            if distributed.is_main():
+                os.write(2, f"Stopped; continue with: {self.resume_command()}\n".encode())
             os.kill(os.getpid(), number)
             return
         self._signal = number
-        os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more to stop at once.\n")
+        if distributed.is_main():
+            os.write(2, b"\nFinishing this step, then writing a checkpoint. Once more to stop at once.\n")
 
     def _restore_signals(self) -> None:
         for number, handler in self._old_handlers.items():
@@ -333,8 +355,8 @@ class Run:
 
     def finish(self, summary: dict) -> None:
         """Write the final model, summary.json and report.html and tell where they are; a stopped run only
-        closes."""
-        if self.stop_requested:
+        closes, and so does a process other than 0."""
+        if self.stop_requested or not distributed.is_main():
             self.close()
             return
         seconds = self._elapsed + time.perf_counter() - self._opened
@@ -459,7 +481,7 @@ def _config(args: Any) -> dict:
 
 def _command() -> str:
     """The command line without --resume, with paths relative to the working folder where possible."""
-    words = ["python", _relative(sys.argv[0])]
+    words = [*distributed.launcher(), _relative(sys.argv[0])]
     rest = iter(sys.argv[1:])
     for word in rest:
         if word == "--resume":
@@ -506,6 +528,7 @@ def _versions() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
         "gpus": gpus,
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common import distributed
 from common.args import CommonArgs
 from common.data import Sample, Stream, open_dataset
 from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
@@ -19,6 +20,7 @@ from common.grpo import has_spread
 from common.rewards import accuracy, parse_state
 from common.rollout import Rollout
 from common.run import Run
+from common.sharding import gather_weights, shard, sum_gradients, whole_tensor
 from common.vlm import VLM, Prompt, load_vlm
 
 WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribute pairs, flipped answer prior
@@ -30,12 +32,15 @@ def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
 
 
 def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
-    """The model of the options. needs_reference: keep the starting model too (LoRA: the base without
-    adapters)."""
+    """The model of the options, prepared for several processes if there are. needs_reference: keep the starting
+    model too (LoRA: the base without adapters)."""
     reference = "none" if not needs_reference else "adapter" if args.lora_rank else "copy"
-    names = ("dtype", "device", "lora_rank", "lora_alpha", "train_vision", "gradient_checkpointing",
+    names = ("dtype", "lora_rank", "lora_alpha", "train_vision", "gradient_checkpointing",
              "min_pixels", "max_pixels")  # fmt: skip
-    return load_vlm(args.model, reference=reference, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    vlm = load_vlm(args.model, reference=reference, device=distributed.local_device(args.device), **options)
+    shard(vlm)
+    return vlm
 
 
 def load_stream(args: CommonArgs) -> Stream:
@@ -52,9 +57,11 @@ class Budget:
         self.limits, self.tokens, self.seconds, self.started = (tokens, minutes), 0, 0.0, time.monotonic()
 
     def spent(self) -> bool:
+        """Whether a limit is reached; with several processes, in any of them."""
         tokens, minutes = self.limits
         seconds = self.seconds + time.monotonic() - self.started
-        return bool(tokens and self.tokens >= tokens) or bool(minutes and seconds >= 60 * minutes)
+        out_of_time = bool(minutes) and distributed.agree(seconds >= 60 * minutes)
+        return bool(tokens and self.tokens >= tokens) or out_of_time
 
     def state_dict(self) -> dict:
         return {"tokens": self.tokens, "seconds": self.seconds + time.monotonic() - self.started}
@@ -89,9 +96,18 @@ class Averages:
         self.add_max(f"-{name}_min", -values)
 
     def result(self) -> dict[str, float]:
-        means = {name: float(total) / max(float(self.counts[name]), 1.0) for name, total in self.sums.items()}
-        signs = {name: -1.0 if name.startswith("-") else 1.0 for name in self.largest}
-        return means | {name.lstrip("-"): signs[name] * float(value) for name, value in self.largest.items()}
+        """Metric name -> mean or extreme, over the micro-batches of all processes; each of them must call it."""
+        own = [{n: float(v) for n, v in values.items()} for values in (self.sums, self.counts, self.largest)]
+        sums, counts, largest = {}, {}, {}
+        for part_sums, part_counts, part_largest in distributed.gather(own):
+            for name, value in part_sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + part_counts[name]
+            for name, value in part_largest.items():
+                largest[name] = max(largest.get(name, value), value)
+        means = {name: total / max(counts[name], 1.0) for name, total in sums.items()}
+        signs = {name: -1.0 if name.startswith("-") else 1.0 for name in largest}
+        return means | {name.lstrip("-"): signs[name] * value for name, value in largest.items()}
 
 
 def group_rows(groups: Iterable[int], group_size: int, device: Any = None) -> Tensor:
@@ -102,6 +118,19 @@ def group_rows(groups: Iterable[int], group_size: int, device: Any = None) -> Te
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def optimizer_step(vlm: VLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Tensor:
+    """Clip the gradients of all micro-batches (of all processes), update, forget them; their norm, f32 [].
+
+    Every process must call it, also one without a micro-batch.
+    """
+    sum_gradients(vlm.shards)
+    norm = torch.nn.utils.clip_grad_norm_(vlm.trainable(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    gather_weights(vlm.shards)
+    return whole_tensor(norm)
 
 
 # ------------------------------------------------------------------------------------------- what was sampled
@@ -218,16 +247,18 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str,
     """Ask the held-out questions and save eval_<name>.json in the run folder; an existing file is read
     instead.
 
-    None with --eval-questions 0. Answers are sampled at temperature 1 without top-p, as the papers evaluate.
+    None with --eval-questions 0; a file is read by process 0 alone. Answers are sampled at temperature 1 without
+    top-p, as the papers evaluate.
     """
     path = run.folder / f"eval_{name}.json"
     if not args.eval_questions:
         return None
-    if path.exists():  # a resumed run was evaluated already
-        return Evaluation.load(path)
+    if distributed.from_main(path.exists()):  # a resumed run was evaluated already
+        return Evaluation.load(path) if distributed.is_main() else None
     run.say(f"asking held-out questions {name} training ...")
     evaluation = ask(vlm, args, held_out(args), args.eval_k, max_new_tokens, 1.0)
-    evaluation.save(path)
+    if distributed.is_main():
+        evaluation.save(path)
     overall = evaluation.summary()["overall"]
     run.say(f"held-out accuracy {name} training: {overall['avg@k']:.3f} ({overall['questions']} questions)")
     return evaluation
@@ -242,7 +273,12 @@ def validate(vlm: VLM, args: CommonArgs, max_new_tokens: int) -> dict[str, float
 
 
 def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget, stream: Stream) -> None:
-    """Print the before/after table, say which data rows were skipped, and finish the run with its summary."""
+    """Print the before/after table, say which data rows were skipped, and finish the run with its summary.
+
+    Process 0 does; the others only finish.
+    """
+    if not distributed.is_main():
+        return run.finish({})
     spent = budget.state_dict()
     summary: dict[str, Any] = {"tokens_generated": spent["tokens"], "seconds_trained": spent["seconds"]}
     if skipped := list(dict.fromkeys(stream.dataset.skipped)):

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from common.loading import (
     pick_dtype,
 )
 from common.pixels import Pixels
+from common.sharding import Shards, master
 
 IMAGE_MARK = "<image>"
 # A response must never hold one of these: the next forward would look for pictures that are not there.
@@ -47,10 +49,15 @@ class Prompt:
     input_ids: Tensor  # int64 [P], image placeholders already expanded
     position_ids: Tensor  # int64 [3, P] M-RoPE
     next_position: int  # M-RoPE position of the first response token, in all three rows
-    pixel_values: Tensor | None  # float32 [patches, 3 * T * p * p], None without images
     image_grid_thw: Tensor | None  # int64 [images, 3] in patches
     images: list[np.ndarray]  # uint8 [H, W, 3] each, after the resize: what the model really sees
     text: str  # the chat-formatted text before the expansion of placeholders
+    pixels: Pixels
+
+    @cached_property
+    def pixel_values(self) -> Tensor | None:
+        """float32 [patches, 3 * T * p * p], None without images; made by the process that encodes the images."""
+        return self.pixels.patchify(self.images) if self.images else None
 
 
 @dataclass(eq=False)
@@ -84,6 +91,7 @@ class VLM:
         if not self.train_vision:
             self.base.model.visual.requires_grad_(False)
         self.reference_base: PreTrainedModel | None = None
+        self.shards: list[Shards] = []  # filled by sharding.shard
         self.pixels = Pixels(image_processor, min_pixels, max_pixels)
         self.min_pixels, self.max_pixels = self.pixels.min_pixels, self.pixels.max_pixels
         self.image_token_id: int = self.base.config.image_token_id
@@ -130,15 +138,15 @@ class VLM:
             )
         if not images:
             positions = torch.arange(len(ids)).expand(3, -1)  # [3, P]
-            return Prompt(ids, positions, len(ids), None, None, [], formatted)
-        pixels, grids = self.pixels.patchify(arrays)
+            return Prompt(ids, positions, len(ids), None, [], formatted, self.pixels)
+        grids = self.pixels.grids(arrays)
         repeats = torch.ones_like(ids)
         repeats[ids == self.image_token_id] = grids.prod(1) // self.pixels.merge**2
         ids = ids.repeat_interleave(repeats)  # [P]
         kinds = (ids == self.image_token_id).int()[None]
         locate = self.base.model.get_rope_index
         positions, _ = locate(ids[None], mm_token_type_ids=kinds, image_grid_thw=grids)  # [3, 1, P]
-        return Prompt(ids, positions[:, 0], int(positions.max()) + 1, pixels, grids, arrays, formatted)
+        return Prompt(ids, positions[:, 0], int(positions.max()) + 1, grids, arrays, formatted, self.pixels)
 
     def format(self, text: str, images: int, system: str | None) -> str:
         """The chat-formatted text, with one placeholder per image."""
@@ -165,7 +173,7 @@ class VLM:
             raise ValueError("replace_images needs images of exactly the sizes of prompt.images")
         if not images:
             return prompt
-        return replace(prompt, pixel_values=self.pixels.patchify(images)[0], images=images)
+        return replace(prompt, images=images)
 
     # --------------------------------------------------------------------------------- vision tower
     def encode_images(self, prompts: list[Prompt]) -> list[ImageFeatures]:
@@ -309,7 +317,8 @@ class VLM:
             raise SightRLError('no reference policy was loaded; use lora_rank above 0 or reference="copy"')
 
     def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """What the optimiser gets: the trainable parameters, with several processes their sharded masters."""
+        return [master(p) for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor."""

@@ -93,6 +93,7 @@ def main(args: Args) -> None:
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    from common.distributed import share
     from common.logprob import micro_batches, response_logps
     from common.run import Run
     from common.training import (
@@ -103,6 +104,7 @@ def main(args: Args) -> None:
         load_model,
         load_stream,
         make_prompt,
+        optimizer_step,
         set_learning_rate,
         validate,
     )
@@ -137,7 +139,7 @@ def main(args: Args) -> None:
         averages = Averages()
         with run.phase("update"):
             packed = [len(prompt.input_ids) + len(row) for prompt, row in zip(prompts, ids, strict=True)]
-            for micro in micro_batches(packed, args.micro_tokens):
+            for micro in share(micro_batches(packed, args.micro_tokens)):
                 width = int(lengths[micro].max())
                 part, part_mask = tokens[micro, :width], mask[micro, :width]  # [b, t] each
                 logps, entropy = response_logps(vlm, [prompts[i] for i in micro], part, part_mask)
@@ -145,9 +147,7 @@ def main(args: Args) -> None:
                 loss.backward()
                 averages.add("loss", -logps, part_mask)
                 averages.add("entropy", entropy, part_mask)
-            averages.add("grad_norm", torch.nn.utils.clip_grad_norm_(vlm.trainable(), args.max_grad_norm))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
 
         # ---- 3. Log, evaluate, checkpoint.
         metrics = {"tokens": int(mask.sum()), "tokens_generated": budget.tokens, **averages.result(),

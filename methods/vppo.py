@@ -278,6 +278,7 @@ def main(args: Args) -> None:
     # The slow imports wait until here, so that --help and --dry-run answer at once.
     import torch
 
+    from common.distributed import share
     from common.grpo import aggregate, clipped_tokens, has_spread, keep_groups, kl_estimate
     from common.logprob import micro_batches, response_logps
     from common.rollout import concat_rollouts, rollout
@@ -293,6 +294,7 @@ def main(args: Args) -> None:
         load_model,
         load_stream,
         make_prompt,
+        optimizer_step,
         rollout_metrics,
         rollout_records,
         set_learning_rate,
@@ -394,7 +396,7 @@ def main(args: Args) -> None:
                 # Without spread A = 0: no gradient, unless another term of the loss wants one.
                 active = [i for i in mini if spread[i] or args.kl_coef or args.entropy_coef]
                 micros = micro_batches([lengths[i] for i in active], args.micro_tokens)
-                for micro in micros:
+                for micro in share(micros):
                     groups = [active[i] for i in micro]
                     part, rows = batch.select(groups), group_rows(groups, G)  # n rows
                     width = part.tokens.shape[1]  # T of this micro-batch
@@ -424,10 +426,7 @@ def main(args: Args) -> None:
                     averages.add("clip/high", above, mask)
                     averages.add("loss", loss * len(micros))
                 if micros:
-                    norm = torch.nn.utils.clip_grad_norm_(vlm.trainable(), args.max_grad_norm)
-                    averages.add("grad_norm", norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                    averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()

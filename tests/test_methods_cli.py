@@ -185,6 +185,18 @@ def test_plan_counts_parameters_like_the_papers(capsys):
         assert "8.292 billion" in printed and "--lr" in printed and "3e-06" in printed and "you" in printed
 
 
+def test_plan_divides_what_the_processes_share_out():
+    from common.plan import Parameters, memory_per_gpu, model_config
+
+    config, count = model_config("Qwen/Qwen2.5-VL-7B-Instruct"), Parameters(total=100, vision=20, trainable=80)
+    words = ["--preset", "paper-7b", "--kl-coef", "0.1"]
+    one, eight = (memory_per_gpu(parse(vppo, *words, "--gpus", n), config, count) for n in "18")
+    for memory in (one, eight):  # bytes: whole on every GPU
+        assert (memory["weights"], memory["gradients"], memory["reference copy"]) == (200, 160, 200)
+    assert one["Adam (two moments)"] == 320
+    assert eight["float32 masters and Adam, shared out"] == 16 * 80 / 8
+
+
 def test_plan_refuses_a_model_it_cannot_know():
     from common.errors import SightRLError
     from common.plan import model_config

@@ -158,7 +158,7 @@ def test_other_perturbations_keep_size_and_type(kind):
 class TableModel:
     """Stands in for a VLM: its only parameter is the table of current log-probs."""
 
-    model, device, eos_ids = None, torch.device("cpu"), [0]
+    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
 
     def __init__(self):
         self.table = torch.nn.Parameter(NEW.clone())
