@@ -125,7 +125,8 @@ class Decoder:
         """Run one token per row, int64 [N]; hidden states [N, d]. On CUDA valid until the next step."""
         if self.length == self.own[0].shape[3]:
             room = min(self.length, self.limit - self.length)
-            self.own = [F.pad(kv, (0, 0, 0, room)) for kv in self.own]
+            for index, kv in enumerate(self.own):  # one by one: the old and the new of all layers would be too much
+                self.own[index] = F.pad(kv, (0, 0, 0, room))
             self.forget_graph()
         if self.graph is not None:
             self.tokens.copy_(tokens)

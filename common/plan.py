@@ -14,6 +14,8 @@ from common.errors import SightRLError
 
 GB = 1e9
 TEXT_TOKENS = 200  # assumed length of a question
+SAMPLING = "keys and values while sampling"
+ALWAYS = ("weights", "reference copy", "Adam (two moments)", "float32 masters and Adam, shared out")
 HEAD_CHUNK = 1024  # response tokens whose logits exist at one time
 
 # Shapes from the config.json of the published models (Hugging Face, Qwen organisation).
@@ -115,7 +117,7 @@ def memory_per_gpu(args: CommonArgs, config: Any, count: Parameters) -> dict[str
         rows = args.prompts_per_step * args.group_size // args.gpus
         rows = min(rows, args.rollout_rows or rows)  # responses decoded at a time; every prompt is kept once
         tokens = rows * args.max_new_tokens + rows // args.group_size * prompt_tokens(args, config)
-        memory["keys and values while sampling"] = per_token * tokens
+        memory[SAMPLING] = per_token * tokens
     memory["logits of one chunk"] = 3 * 4 * HEAD_CHUNK * text.vocab_size  # float32: values, softmax, gradient
     return memory
 
@@ -150,8 +152,11 @@ def print_plan(args: CommonArgs, chosen: dict[str, Any], console: Console | None
     facts.add_row("tokens per step", f"at most {most:,} ({prompt:,} per prompt)")
     for name, size in memory.items():
         facts.add_row(f"memory: {name}", f"{size / GB:,.2f} GB")
-    total = sum(memory.values()) / GB
-    facts.add_row("memory per GPU", f"about {total:,.1f} GB with {args.gpus} GPU(s); docs/distributed.md")
+    sampling = memory.get(SAMPLING, 0.0)
+    update = sum(size for name, size in memory.items() if name not in (*ALWAYS, SAMPLING))
+    total = (sum(memory.get(name, 0.0) for name in ALWAYS) + max(sampling, update)) / GB
+    facts.add_row("memory per GPU", f"about {total:,.1f} GB with {args.gpus} GPU(s), sampling and update one after the "
+                                    "other; docs/distributed.md")  # fmt: skip
     console.print(facts)
     console.print(options_table(args, chosen))
 

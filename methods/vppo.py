@@ -154,7 +154,7 @@ PRESETS = {
         model="Qwen/Qwen2.5-VL-7B-Instruct", data="hf:chamber111/VPPO_ViRL39K_train",
         columns="question=problem", min_pixels=200_704, max_pixels=1_003_520, gradient_checkpointing=True,
         gpus=8, steps=200, lr=1e-6, prompts_per_step=384, mini_batch_prompts=128, max_new_tokens=2048,
-        top_p=0.99, max_rounds=100, recompute_old_logps=True, rollout_rows=512, micro_tokens=32_768,
+        top_p=0.99, max_rounds=100, recompute_old_logps=True, rollout_rows=256, micro_tokens=32_768,
         checkpoint_every=5),
 }  # fmt: skip
 PAPER = PRESETS["paper-7b"]
