@@ -35,6 +35,7 @@ from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
 from common.random_vlm import random_parts
 from common.rollout import rollout
+from common.run import _git
 from common.vlm import VLM, Prompt, load_vlm
 
 # name -> prompts, G, R, image side in pixels
@@ -310,12 +311,12 @@ def main(args: Args) -> None:
                                                   args.our_tokens, args.seed)  # fmt: skip
         else:
             results[name] = run_setting(name, args)
-        write(args, results, table_of(results))
+        write(args, results, table_of(results), "bench_trl" if args.against == "trl" else "bench_step")
     print(table_of(results))
 
 
-def write(args: Args, results: dict[str, Any], text: str) -> None:
-    """The figures with versions and hardware as JSON, and the table."""
+def write(args: Any, results: dict[str, Any], text: str, name: str) -> None:
+    """The figures with commit, versions and hardware as <name>_<device>.json, and the table beside them."""
     device = (
         "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"
     )
@@ -323,6 +324,7 @@ def write(args: Args, results: dict[str, Any], text: str) -> None:
         "args": {name: value for name, value in asdict(args).items() if name != "out"},
         "results": results,
         "threads": torch.get_num_threads(),
+        **_git(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -333,9 +335,8 @@ def write(args: Args, results: dict[str, Any], text: str) -> None:
         else f"{platform.machine()}, {cpu_name()}",
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"bench_{'trl' if args.against == 'trl' else 'step'}_{device}"
-    (args.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.out / f"{name}.md").write_text(text + "\n")
+    (args.out / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / f"{name}_{device}.md").write_text(text + "\n")
 
 
 def cpu_name() -> str:

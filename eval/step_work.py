@@ -1,0 +1,77 @@
+"""What one GRPO step cannot do without: operations and memory, counted from the shapes. For eval/bench_scaling.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+VOCABULARY, LAYERS, DEPTH, WHOLE_IMAGE = 8192, 4, 6, (2, 5)  # WHOLE_IMAGE: tower layers without windows
+PATCH, WINDOW = 14, 8  # pixels, patches
+TEMPLATE, PER_IMAGE = 19, 2  # tokens of the chat template, and around every picture
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What grows. The defaults are the base point: a Qwen2.5-VL of 12 M parameters."""
+
+    group: int = 8  # responses per prompt
+    tokens: int = 32  # per response
+    text: int = 64  # characters of the question, a token each (one less in every second prompt)
+    side: int = 224  # pixels of a square picture
+    images: int = 1  # per prompt
+    width: int = 320  # of the language model; the vision tower has half
+    prompts: int = 2
+
+
+def shapes(width: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Entries of a Qwen2.5-VL configuration for language model and vision tower; all heads have 32 channels."""
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": LAYERS,
+            "num_attention_heads": width // 32, "num_key_value_heads": width // 64, "vocab_size": VOCABULARY,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}}  # fmt: skip
+    vision = {"depth": DEPTH, "hidden_size": width // 2, "intermediate_size": 2 * width, "num_heads": width // 64,
+              "fullatt_block_indexes": list(WHOLE_IMAGE)}  # fmt: skip
+    return text, vision
+
+
+def counts(s: Setting) -> tuple[int, int, list[int]]:
+    """(patches of a picture, of all pictures, tokens of every prompt)"""
+    patches = (s.side // PATCH) ** 2
+    around = TEMPLATE + s.images * (PER_IMAGE + patches // 4)
+    return patches, patches * s.images * s.prompts, [s.text - i % 2 + around for i in range(s.prompts)]
+
+
+def work(s: Setting) -> dict[str, float]:
+    """Floating-point operations of every part: matrix products (2 per weight and row) and attention (4 per
+    query-key pair and channel; a text token sees only what lies before it). Backward: twice the forward."""
+    patches, all_patches, prompts = counts(s)
+    d, kv, inner, w, inner_w = s.width, s.width // 2, 4 * s.width, s.width // 2, 2 * s.width
+    windows, rest = divmod(s.side // PATCH, WINDOW)
+    in_windows = (windows * WINDOW**2 + rest**2) ** 2  # query-key pairs of a picture
+    seen = (DEPTH - len(WHOLE_IMAGE)) * in_windows + len(WHOLE_IMAGE) * patches**2
+    vision = all_patches * 2 * (6 * PATCH**2 * w + DEPTH * (4 * w * w + 3 * w * inner_w))
+    vision += 4 * w * seen * s.images * s.prompts
+    vision += all_patches / 4 * 2 * (16 * w * w + 4 * w * d)  # the merger: four patches become a token
+    token = LAYERS * 2 * (2 * d * d + 2 * d * kv + 3 * d * inner)
+    pair = LAYERS * 4 * d
+    prompt = sum(token * p + pair * p * (p + 1) / 2 for p in prompts)  # once per group
+    run = s.tokens - 1  # the last token of a response predicts nothing
+    responses = s.group * sum(token * run + pair * (run * p + run * (run + 1) / 2) for p in prompts)
+    head = s.prompts * s.group * s.tokens * 2 * d * VOCABULARY
+    forward = vision + prompt + responses + head
+    return {"prefill": vision + prompt, "decode": responses + head, "logps": forward, "update": 3 * forward}
+
+
+def memory(s: Setting) -> dict[str, float]:
+    """Bytes (float32) that must lie in memory at once, above weights and optimiser: keys and values while decoding,
+    one layer without gradient, what the backward of all layers reads with gradient, and the head's probabilities."""
+    _, all_patches, prompts = counts(s)
+    d, kv, inner, w, inner_w = s.width, s.width // 2, 4 * s.width, s.width // 2, 2 * s.width
+    rows = s.prompts * s.group
+    packed = sum(prompts) + rows * (s.tokens - 1)
+    tower = all_patches * (2 * w + 3 * inner_w)  # one layer: residual, normalised, gate, up, product
+    prefill = sum(prompts) * (LAYERS * 2 * kv + 2 * d + 3 * inner)
+    decode = LAYERS * 2 * kv * (sum(prompts) + rows * s.tokens) + rows * VOCABULARY
+    kept = packed * LAYERS * (6 * d + 2 * kv + 4 * inner) + all_patches * DEPTH * (8 * w + 4 * inner_w)
+    kept += rows * s.tokens * VOCABULARY
+    return {"rollout": 4 * max(tower, prefill, decode), "logps": 4 * max(tower, packed * (2 * d + 3 * inner)),
+            "update": 4 * kept}  # fmt: skip
