@@ -231,27 +231,32 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     size = (2.6 * len(results) + 0.6, 5.8)
     figure, grid = pyplot.subplots(2, len(results), figsize=size, layout="constrained", squeeze=False, sharey="row")
-    colours = dict(zip((*PARTS, "rollout", "step"), (*COLOURS[:2], *COLOURS[4:], COLOURS[1], "black"), strict=True))
+    colours = dict(zip((*PARTS, "rollout", "step"), (*COLOURS[:2], *COLOURS[4:], COLOURS[3], "black"), strict=True))
+    dots: dict[str, Any] = {}
     for column, (name, result) in zip(grid.T, results.items(), strict=True):
         for axes, kind, main in zip(column, ("seconds", "memory"), ("step", "update"), strict=True):
-            shown = {p: r for p, r in result[kind].items() if kind == "memory" or p != "rollout"}
-            for phase, r in shown.items():
-                scale = 1e-6 if kind == "memory" else 1.0
-                ys, curve = ([y * scale for y in r[key]] for key in ("measured", "expected"))
-                axes.loglog(result["x"], ys, "o-", color=colours[phase], markersize=3.5, linewidth=1.4, label=phase)
-                axes.loglog(result["x"], curve, "--", color=colours[phase], linewidth=0.9, alpha=0.7)
+            xs, scale = np.array(result["x"]), 1e-6 if kind == "memory" else 1.0
+            for phase, r in result[kind].items():
+                if kind == "seconds" and phase == "rollout":
+                    continue  # its parts are there
+                ys, curve = (np.array(r[key]) * scale for key in ("measured", "expected"))
+                style = {"color": colours[phase], "markersize": 3.5}
+                dots[phase], *_ = axes.loglog(xs, ys, "o-", linewidth=1.4, label=phase, **style)
+                dots["as the work"], *_ = axes.loglog(xs, curve, "--", linewidth=0.9, alpha=0.7, **style)
+                fast = [i + 1 for i, bad in enumerate(r["too_fast"]) if bad]
+                dots["faster"], *_ = axes.loglog(xs[fast], ys[fast], "o", markersize=9, color="red", fillstyle="none")
             r = result[kind][main]
             title = f"{main} {r['exponent']:.2f}, needed {r['expected_exponent']:.2f}"
             axes.set_title(f"{LABELS[name]}\n{title}" if kind == "seconds" else title, fontsize=9)
-            axes.set_xticks(result["x"], [str(x) for x in result["x"]], fontsize=8)
+            axes.set_xticks(xs, [str(x) for x in xs], fontsize=8)
             axes.minorticks_off()
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_axisbelow(True)
             axes.grid(alpha=0.3)
     grid[0, 0].set_ylabel("seconds of a step")
     grid[1, 0].set_ylabel("largest memory, MB")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    shown = [name for name in (*PARTS, "step", "rollout", "as the work", "faster") if name in dots]
+    figure.legend([dots[n] for n in shown], shown, loc="outside lower center", ncols=len(shown), frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from common.logprob import CHUNK_ELEMENTS
+
 VOCABULARY, LAYERS, DEPTH, WHOLE_IMAGE = 8192, 4, 6, (2, 5)  # WHOLE_IMAGE: tower layers without windows
 PATCH, WINDOW = 14, 8  # pixels, patches
 TEMPLATE, PER_IMAGE = 19, 2  # tokens of the chat template, and around every picture
@@ -62,16 +64,22 @@ def work(s: Setting) -> dict[str, float]:
 
 
 def memory(s: Setting) -> dict[str, float]:
-    """Bytes (float32) that must lie in memory at once, above weights and optimiser: keys and values while decoding,
-    one layer without gradient, what the backward of all layers reads with gradient, and the head's probabilities."""
+    """Bytes (float32) that must lie in memory at once, above weights and optimiser.
+
+    Rollout: pixels and a layer of the tower, or a layer of the prefill, or keys, values and the sampler's distribution.
+    Log-probs: a layer of the tower or of the model, or a chunk of the head. Update: what the backward reads.
+    """
     _, all_patches, prompts = counts(s)
     d, kv, inner, w, inner_w = s.width, s.width // 2, 4 * s.width, s.width // 2, 2 * s.width
     rows = s.prompts * s.group
     packed = sum(prompts) + rows * (s.tokens - 1)
-    tower = all_patches * (2 * w + 3 * inner_w)  # one layer: residual, normalised, gate, up, product
+    pixels = all_patches * 6 * PATCH**2
+    tower = pixels + all_patches * (2 * w + 3 * inner_w)  # residual, normalised; gate, up, product
     prefill = sum(prompts) * (LAYERS * 2 * kv + 2 * d + 3 * inner)
-    decode = LAYERS * 2 * kv * (sum(prompts) + rows * s.tokens) + rows * VOCABULARY
-    kept = packed * LAYERS * (6 * d + 2 * kv + 4 * inner) + all_patches * DEPTH * (8 * w + 4 * inner_w)
-    kept += rows * s.tokens * VOCABULARY
-    return {"rollout": 4 * max(tower, prefill, decode), "logps": 4 * max(tower, packed * (2 * d + 3 * inner)),
+    # Logits, log-probs, probabilities, and their sums in float64.
+    decode = LAYERS * 2 * kv * (sum(prompts) + rows * s.tokens) + 5 * rows * VOCABULARY
+    head = packed * d + 3 * min(rows * s.tokens * VOCABULARY, CHUNK_ELEMENTS["cpu"])
+    kept = packed * LAYERS * (6 * d + 2 * kv + 4 * inner) + pixels + all_patches * DEPTH * (8 * w + 4 * inner_w)
+    kept += rows * s.tokens * VOCABULARY  # probabilities
+    return {"rollout": 4 * max(tower, prefill, decode), "logps": 4 * max(tower, packed * (2 * d + 3 * inner), head),
             "update": 4 * kept}  # fmt: skip
