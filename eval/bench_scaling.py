@@ -1,7 +1,7 @@
 """How seconds and memory of one GRPO step grow with the group, the prompt, the response, the images and the model.
 
     python eval/bench_scaling.py                                   # all six curves, some minutes on two cores
-    python eval/bench_scaling.py --settings group text --repeats 9
+    python eval/bench_scaling.py --settings group --base text=1024 --out /tmp/long    # are long prompts shared?
     python eval/bench_scaling.py --device cuda --base group=8 tokens=256 width=1024 --points tokens=64,256,1024
 
 One thing grows at a time, everything else stays at the base point (`Setting`). `work` and `memory` count what a step
