@@ -113,7 +113,7 @@ class Decoder:
     def rotation_table(self, count: int) -> tuple[Tensor, Tensor]:
         """cos and sin [count, dim] of text positions; the first half of sin negated, for `rotate`."""
         positions = torch.arange(count, device=self.position.device).expand(3, 1, -1)
-        cos, sin = self.model.rotary_emb(self.embedding[:1], positions)
+        cos, sin = self.model.rotary_emb(self.embedding.new_zeros(1), positions)
         # Older versions of the library keep the three equal rows of M-RoPE: [3, 1, count, dim].
         cos, sin = (t.reshape(-1, count, self.dim)[0] for t in (cos, sin))
         sign = torch.ones(self.dim, device=sin.device, dtype=sin.dtype)

@@ -139,6 +139,8 @@ def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, banned: Tensor,
     """
     chunk = max(1, CHUNK_ELEMENTS.get(hidden.device.type, 1 << 20) // len(weight))
     arguments = (hidden, weight, targets, banned, temperature or 1.0, bool(entropy), chunk)
+    if not torch.is_grad_enabled():  # a parameter would be taken for a reason to keep the probabilities
+        arguments = (hidden.detach(), weight.detach(), *arguments[2:])
     logps, entropies = TokenLogps.apply(*arguments)
     return logps, entropies if entropy == "grad" else entropies.detach()
 

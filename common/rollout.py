@@ -116,6 +116,7 @@ def decode(vlm: VLM, prompts: list[Prompt], features: list[ImageFeatures], group
     hidden = hidden[prefix.prompts.offsets[1:].long() - 1].repeat_interleave(group, 0)  # [n, d]
     starts = torch.tensor([p.next_position for p in prompts], device=vlm.device)  # [B]
     decoder = Decoder(vlm.language_model, vlm.base.lm_head, prefix, starts, group, limit)
+    prefix.kept = None  # the decoder has them in another order
     rows = torch.arange(len(tokens), device=vlm.device)  # the rows still being written
     ends = torch.tensor(vlm.eos_ids, device=vlm.device)
     finished = torch.zeros(len(tokens), dtype=torch.bool, device=vlm.device)

@@ -44,7 +44,7 @@ from steps import (
     inputs,
     load,
     machine_limits,
-    operations,
+    operations_of,
     real_settings,
 )
 
@@ -272,7 +272,7 @@ def run_setting(name: str, setting: Setting, args: Args, device: str) -> dict[st
 
 def least_seconds(vlm: VLM, prompts: list[Prompt], group: int, limit: int) -> dict[str, float]:
     """Seconds that the machine's measured matrix and memory rates allow for each phase."""
-    work, (rate, bandwidth) = operations(vlm.base.config, prompts, group, limit), machine_limits(vlm.device, vlm.dtype)
+    work, (rate, bandwidth) = operations_of(vlm, prompts, group, limit), machine_limits(vlm.device, vlm.dtype)
     decode = (work["responses"] + work["head"]) / rate
     decode = max(decode, decode_bytes(vlm, prompts, group, limit) / bandwidth)
     forward = sum(work.values()) / rate

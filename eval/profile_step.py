@@ -31,7 +31,7 @@ from steps import (
     inputs,
     load,
     machine_limits,
-    operations,
+    operations_of,
     real_settings,
     seconds_of,
 )
@@ -72,7 +72,7 @@ def measure(setting: Setting, args: Args, device: str, rate: float, bandwidth: f
         return seconds
 
     prompts = [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)]
-    need = operations(vlm.base.config, prompts, group, tokens)
+    need = operations_of(vlm, prompts, group, tokens)
     moved = decode_bytes(vlm, prompts, group, tokens)
     part("pictures and prompts", lambda: [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)])
     with torch.no_grad():

@@ -105,34 +105,41 @@ def inputs(setting: Setting, seed: int) -> tuple[list[Image.Image], list[str]]:
 
 
 # --------------------------------------------------------------------------------------------------- counted work
-def operations(config: Any, prompts: list[Prompt], group: int, tokens: int) -> dict[str, float]:
+def operations(config: Any, lengths: list[int], pictures: list[tuple[int, int]], group: int,
+               tokens: int) -> dict[str, float]:  # fmt: skip
     """Floating-point operations of a forward, every picture and prompt once per group: matrix products (2 per weight
     and row) and attention (4 per query-key pair and channel; a text token sees only what lies before it).
 
-    Keys: vision, prompt, responses, head (response tokens only). A backward takes twice as many. Qwen2.5-VL only.
+    lengths: tokens of every prompt; pictures: (height, width) of every picture in patches. Keys: vision, prompt,
+    responses, head (response tokens only). A backward takes twice as many. Qwen2.5-VL only.
     """
     text, tower = config.text_config, config.vision_config
     w, inner_w, patch = tower.hidden_size, tower.intermediate_size, tower.patch_size
     window, vision = tower.window_size // patch, 0.0
-    for prompt in prompts:
-        for _, height, width in prompt.image_grid_thw.tolist() if prompt.image_grid_thw is not None else []:
-            patches = height * width
-            sides = [[min(window, n - i) for i in range(0, n, window)] for n in (height, width)]
-            in_windows = sum((a * b) ** 2 for a in sides[0] for b in sides[1])  # query-key pairs
-            whole = len(tower.fullatt_block_indexes)
-            pairs = (tower.depth - whole) * in_windows + whole * patches**2
-            vision += patches * 2 * (6 * patch**2 * w + tower.depth * (4 * w * w + 3 * w * inner_w)) + 4 * w * pairs
-            vision += patches / 4 * 2 * (16 * w * w + 4 * w * text.hidden_size)  # the merger: four patches, one token
+    for height, width in pictures:
+        patches = height * width
+        sides = [[min(window, n - i) for i in range(0, n, window)] for n in (height, width)]
+        in_windows = sum((a * b) ** 2 for a in sides[0] for b in sides[1])  # query-key pairs
+        whole = len(tower.fullatt_block_indexes)
+        pairs = (tower.depth - whole) * in_windows + whole * patches**2
+        vision += patches * 2 * (6 * patch**2 * w + tower.depth * (4 * w * w + 3 * w * inner_w)) + 4 * w * pairs
+        vision += patches / 4 * 2 * (16 * w * w + 4 * w * text.hidden_size)  # the merger: four patches, one token
     d, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
     dim = getattr(text, "head_dim", None) or d // text.num_attention_heads
     wide, kv = dim * text.num_attention_heads, dim * text.num_key_value_heads
     token, pair = layers * 2 * (2 * d * wide + 2 * d * kv + 3 * d * inner), layers * 4 * wide
-    lengths = [len(p.input_ids) for p in prompts]
     prompt = sum(token * p + pair * p * (p + 1) / 2 for p in lengths)
     run = tokens - 1  # the last token of a response predicts nothing
     responses = group * sum(token * run + pair * (run * p + run * (run + 1) / 2) for p in lengths)
     return {"vision": vision, "prompt": prompt, "responses": responses,
-            "head": len(prompts) * group * tokens * 2.0 * d * text.vocab_size}  # fmt: skip
+            "head": len(lengths) * group * tokens * 2.0 * d * text.vocab_size}  # fmt: skip
+
+
+def operations_of(vlm: VLM, prompts: list[Prompt], group: int, tokens: int) -> dict[str, float]:
+    """`operations` of real prompts."""
+    grids = [grid for p in prompts if p.image_grid_thw is not None for grid in p.image_grid_thw.tolist()]
+    lengths = [len(p.input_ids) for p in prompts]
+    return operations(vlm.base.config, lengths, [(h, w) for _, h, w in grids], group, tokens)
 
 
 def decode_bytes(vlm: VLM, prompts: list[Prompt], group: int, tokens: int) -> float:
