@@ -61,7 +61,9 @@ class Layer:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Over the last dimension; rounded before the weight, as the library does."""
+    """Over the last dimension; weight [dim], or [heads, dim] with one row for every head."""
+    if weight.dim() == 1:
+        return F.rms_norm(x, weight.shape, weight, eps)
     return F.rms_norm(x, x.shape[-1:], None, eps) * weight
 
 
