@@ -74,7 +74,8 @@ def measure(setting: Setting, args: Args, device: str, rate: float, bandwidth: f
     prompts = [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)]
     need = operations_of(vlm, prompts, group, tokens)
     moved = decode_bytes(vlm, prompts, group, tokens)
-    part("pictures and prompts", lambda: [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)])
+    asked = list(zip(questions, pictures, strict=True))
+    part("pictures and prompts", lambda: [vlm.prompt(q, [p]).pixel_values for q, p in asked])
     with torch.no_grad():
         part("vision tower", lambda: vlm.encode_images(prompts), need["vision"])
         features = vlm.encode_images(prompts)

@@ -10,6 +10,7 @@ from engine_helpers import FAMILIES, make_vlm, mixed_prompts, random_responses
 
 from common import cpu_kernel
 from common.decoding import Decoder
+from common.rollout import rollout
 
 LIMIT = 70  # more than the first capacity of the buffers
 
@@ -117,3 +118,19 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, capsys):
         assert not cpu_kernel.packable([torch.nn.Linear(8, 64)])
     finally:
         cpu_kernel.library.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_graphs_change_nothing(monkeypatch, family):
+    vlm = make_vlm(family)
+    vlm.model.to("cuda")
+    vlm.banned_ids = vlm.banned_ids.to("cuda")
+    vlm.eos_ids = [*vlm.eos_ids, *range(0, 256, 16)]  # rows end early, so that graphs are recorded again
+    outs = []
+    for wanted in ("on", "off"):
+        monkeypatch.setenv("SIGHTRL_CUDA_GRAPHS", wanted)
+        generator = torch.Generator().manual_seed(0)
+        outs.append(rollout(vlm, mixed_prompts(vlm), 8, max_new_tokens=2 * LIMIT, generator=generator))
+    assert torch.equal(outs[0].tokens, outs[1].tokens)
+    torch.testing.assert_close(outs[0].logps, outs[1].logps, atol=1e-5, rtol=1e-5)
