@@ -41,6 +41,7 @@ help() {
     echo "./run.sh compare A B ...    train methods under one budget over several seeds, and compare"
     echo "./run.sh bench              seconds per training step"
     echo "./run.sh bench_scaling      how seconds and memory of a step grow"
+    echo "./run.sh profile_step       where a step's seconds go"
     echo "./run.sh help               this text"
 }
 
@@ -119,7 +120,7 @@ ensure_environment() {
 }
 
 unknown() {
-    known="$(methods | tr '\n' ' ')test eval compare bench bench_scaling help"
+    known="$(methods | tr '\n' ' ')test eval compare bench bench_scaling profile_step help"
     find_python
     guess=$("$PYTHON" -c 'import difflib, sys
 print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 2), sep=" or ")' "$1" $known)
@@ -142,7 +143,7 @@ case $command in
     eval) script=$ROOT/eval/run.py ;;
     compare) script=$ROOT/eval/compare.py ;;
     bench) script=$ROOT/eval/bench_step.py ;;
-    bench_scaling) script=$ROOT/eval/bench_scaling.py ;;
+    bench_scaling | profile_step) script=$ROOT/eval/$command.py ;;
     *[!a-z0-9_]* | _*) unknown "$command" ;;
     *) script=$ROOT/methods/$command.py; [ -f "$script" ] || unknown "$command" ;;
 esac

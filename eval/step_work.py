@@ -62,7 +62,8 @@ def work(s: Setting) -> dict[str, float]:
 def memory(s: Setting) -> dict[str, float]:
     """Bytes (float32) that must lie in memory at once, above weights and optimiser.
 
-    Rollout: pixels and a layer of the tower, or a layer of the prefill, or keys, values and the sampler's distribution.
+    Rollout: pixels and a layer of the tower, or a layer of the prefill, or keys, values, the sampler's distribution and
+    (on the CPU, where decoding's kernel wants another order) a copy of the language model's weights.
     Log-probs: a layer of the tower or of the model, or a chunk of the head. Update: what the backward reads.
     """
     _, all_patches, prompts = counts(s)
@@ -74,6 +75,7 @@ def memory(s: Setting) -> dict[str, float]:
     prefill = sum(prompts) * (LAYERS * 2 * kv + 2 * d + 3 * inner)
     # Logits, log-probs, probabilities, and their sums in float64.
     decode = LAYERS * 2 * kv * (sum(prompts) + rows * s.tokens) + 5 * rows * VOCABULARY
+    decode += LAYERS * (2 * d * d + 2 * d * kv + 3 * d * inner) + VOCABULARY * d
     head = packed * d + 3 * min(rows * s.tokens * VOCABULARY, CHUNK_ELEMENTS["cpu"])
     kept = packed * LAYERS * (6 * d + 2 * kv + 4 * inner) + pixels + all_patches * DEPTH * (8 * w + 4 * inner_w)
     kept += rows * s.tokens * VOCABULARY  # probabilities

@@ -81,7 +81,7 @@ def test_help_needs_no_environment(clone):
         for name in METHODS:
             first = ast.get_docstring(ast.parse((ROOT / f"methods/{name}.py").read_text())).splitlines()[0]
             assert re.search(rf"^  {name} +{re.escape(first)}$", done.stdout, re.MULTILINE)
-        words_known = ("test", "eval", "compare", "bench", "bench_scaling", "help")
+        words_known = ("test", "eval", "compare", "bench", "bench_scaling", "profile_step", "help")
         assert all(f"./run.sh {word}" in done.stdout for word in words_known)
     assert not (clone.root / ".venv").exists()
 
@@ -115,7 +115,8 @@ def test_builds_once_and_again_when_the_requirements_change(clone, tmp_path):
 
 def test_commands_and_status(clone):
     for word, script in (("eval", "eval/run.py"), ("compare", "eval/compare.py"),
-                         ("bench", "eval/bench_step.py"), ("bench_scaling", "eval/bench_scaling.py")):  # fmt: skip
+                         ("bench", "eval/bench_step.py"), ("bench_scaling", "eval/bench_scaling.py"),
+                         ("profile_step", "eval/profile_step.py")):  # fmt: skip
         done = clone.run(word, "--k", "2", EXIT="7")
         assert done.returncode == 7 and done.stdout == f"ran {clone.root / script} --k 2\n"
     done = clone.run("test", "-k", "some thing", EXIT="1")
@@ -297,7 +298,7 @@ def test_commands_in_the_texts_are_understood(command, tmp_path, monkeypatch):
     elif options == ["--help"]:
         with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match="0"):
             compare.effective_args(compare.load_method(word), options)
-    elif word not in ("test", "help", "bench", "bench_scaling"):
+    elif word not in ("test", "help", "bench", "bench_scaling", "profile_step"):
         assert compare.effective_args(compare.load_method(word), options)
 
 
