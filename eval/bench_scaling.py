@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,6 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from torch.profiler import ProfilerActivity, profile
 
 from bench_step import write
 from common.errors import SightRLError, main_guard
@@ -37,6 +35,7 @@ from common.rollout import Rollout, rollout
 from common.vlm import VLM, Prompt
 from outcomes import COLOURS
 from step_work import Setting, memory, shapes, work
+from steps import peak_memory
 
 PARTS = ("prefill", "decode", "logps", "update")
 SUMS = {"rollout": PARTS[:2], "step": PARTS}
@@ -149,17 +148,10 @@ class Trainer:
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes of tensors during a call. On the CPU the profiler's record of every allocation is added up: exact and
-    the same every time, unlike the size of the process, which also holds what the allocator has not given back."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    """Most bytes of tensors during a call."""
+    with peak_memory(device) as measured:
         call()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
+    return measured.bytes
 
 
 # ------------------------------------------------------------------------------------------------ exponents

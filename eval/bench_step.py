@@ -76,6 +76,9 @@ class Args:
     """Micro-batch sizes among which TRL's fastest is found beforehand (cut at all rows of a step)."""
     trl_static_cache: bool = False
     """Give TRL's generation a static cache (on CUDA: compiled decoding)."""
+    memory: bool = False
+    """With --against trl: the largest memory of a step instead of its seconds, TRL with the first of --trl-micro;
+    writes bench_trl_memory_<device>."""
     plain_rows: int = 64
     """Responses per padded forward of the plain side."""
     our_tokens: int = 0
@@ -310,7 +313,7 @@ def main(args: Args) -> None:
             import bench_trl
         except ImportError as error:
             raise SightRLError(f"TRL cannot be imported ({error}): pip install -r requirements-bench.txt") from error
-        known, table_of = STEP_SETTINGS, bench_trl.table
+        known, table_of = STEP_SETTINGS, bench_trl.memory_table if args.memory else bench_trl.table
     else:
         known, table_of = PHASE_SETTINGS, table
     if args.config and not args.random_weights:
@@ -323,14 +326,18 @@ def main(args: Args) -> None:
         raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
     results: dict[str, Any] = {}
     for name in args.settings or list(known):  # what is measured is written at once
-        if args.against == "trl":
+        if args.against == "trl" and args.memory:
+            results[name] = bench_trl.memory_of_setting(
+                known[name], name, micro=args.trl_micro[0], static_cache=args.trl_static_cache,
+                micro_tokens=args.our_tokens, seed=args.seed, device=device)  # fmt: skip
+        elif args.against == "trl":
             results[name] = bench_trl.run_setting(
                 known[name], name, repeats=args.repeats, warm=args.warm, micros=args.trl_micro, seed=args.seed,
                 static_cache=args.trl_static_cache, micro_tokens=args.our_tokens, device=device)  # fmt: skip
         else:
             results[name] = run_setting(name, known[name], args, device)
-        text, about = table_of(results), f"{'trl' if args.against == 'trl' else 'step'}_{args.config.lower()}"
-        write(args, results, text, f"bench_{about.strip('_')}")
+        about = ["trl" if args.against == "trl" else "step", *["memory"][: args.memory], *[args.config.lower()][:1]]
+        write(args, results, table_of(results), "_".join(["bench", *filter(None, about)]))
     print(table_of(results))
 
 

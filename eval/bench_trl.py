@@ -33,7 +33,7 @@ from common.logprob import micro_batches, response_logps
 from common.rollout import rollout
 from common.training import group_rows
 from common.vlm import VLM
-from steps import Setting, inputs, load
+from steps import Setting, inputs, load, peak_memory
 
 
 # -------------------------------------------------------------------------------------------------------------- TRL
@@ -250,6 +250,48 @@ def run_setting(setting: Setting, label: str, *, repeats: int, warm: int, micros
             "seconds": {"trl": turns.trl_steps[warm:], "ours": turns.our_steps[warm:]}}  # fmt: skip
 
 
+class Peak(TrainerCallback):
+    """Largest memory of the tensors that the last of TRL's steps makes, in bytes above what is there before."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.steps, self.device, self.bytes, self.trainer = steps, device, 0, None
+
+    def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self.trainer.spent = {}
+        if state.global_step == self.steps - 1:
+            self.measured = peak_memory(self.device)
+            self.measured.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == self.steps:
+            self.measured.__exit__(None, None, None)
+            self.bytes = self.measured.bytes
+
+
+def memory_of_setting(setting: Setting, label: str, *, micro: int, static_cache: bool, micro_tokens: int, seed: int,
+                      device: str) -> dict[str, Any]:  # fmt: skip
+    """Largest memory of a step's tensors above weights and optimiser states, the second step of each side."""
+    vlm = load(setting, seed, device)
+    pictures, questions = inputs(setting, seed)
+    micro = min(micro, setting.prompts * setting.group)
+    turns = Peak(2, vlm.device)
+    make_trainer(vlm, setting, pictures, questions, micro, 2, static_cache, seed, turns).train()
+    ours = Ours(vlm, setting, pictures, questions, micro_tokens)
+    ours.step()
+    with peak_memory(vlm.device) as measured:
+        ours.step()
+    print(f"{label}: TRL {turns.bytes / 1e6:.0f} MB, ours {measured.bytes / 1e6:.0f} MB", flush=True)
+    return {"setting": vars(setting), "trl_micro_batch": micro, "bytes": {"trl": turns.bytes, "ours": measured.bytes}}
+
+
+def memory_table(results: dict[str, Any]) -> str:
+    lines = ["| setting | TRL's micro-batch | TRL, MB | this engine, MB | ratio |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        trl, ours = result["bytes"]["trl"] / 1e6, result["bytes"]["ours"] / 1e6
+        lines.append(f"| {name} | {result['trl_micro_batch']} | {trl:.0f} | {ours:.0f} | {trl / ours:.2f} |")
+    return "\n".join(lines)
+
+
 def table(results: dict[str, Any]) -> str:
     lines = ["| setting | phase | TRL, s | this engine, s | ratio |", "|---|---|---|---|---|"]
     for name, result in results.items():
@@ -261,4 +303,6 @@ def table(results: dict[str, Any]) -> str:
             if phase in seconds["trl"][0]:
                 trl, ours = (statistics.median(step[phase] for step in seconds[side]) for side in ("trl", "ours"))
                 lines.append(f"| {label} | {phase} | {trl:.3f} | {ours:.3f} | {trl / ours:.2f} |")
+        written = s["prompts"] * s["group"] * s["tokens"]
+        lines.append(f"| {label} | tokens/s | {written / trl:.0f} | {written / ours:.0f} | {trl / ours:.2f} |")
     return "\n".join(lines)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 
 from common.errors import SightRLError
 from common.plan import SHAPES
@@ -174,3 +176,31 @@ def machine_limits(device: torch.device, dtype: torch.dtype) -> tuple[float, flo
     target = torch.empty_like(source)
     rate = 2 * side**3 / seconds_of(lambda: a @ b, 10, device)
     return rate, 2 * count / seconds_of(lambda: target.copy_(source), 10, device)
+
+
+class peak_memory:  # noqa: N801 (reads as a word in a with statement)
+    """`with peak_memory(device) as measured:` then measured.bytes: most bytes of tensors above those there before.
+
+    On the CPU the profiler's record of every allocation is added up: exact and the same every time, unlike the size of
+    the process, which also holds what the allocator has not given back.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.bytes = device, 0
+
+    def __enter__(self) -> peak_memory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+            return
+        self.profiler.__exit__(*error)
+        events = [e for e in self.profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        self.bytes = max(accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
