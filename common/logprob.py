@@ -196,7 +196,7 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
         return group_logps(vlm, prompts, tokens, mask, lengths, temperature, features, entropy)
     logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
     packed = [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
-    shared_out = bool(max_tokens) and not torch.is_grad_enabled()
+    shared_out = not torch.is_grad_enabled()
     batches = micro_batches(packed, max_tokens)
     for batch in share(batches) if shared_out else batches:
         rows = [i * group + j for i in batch for j in range(group)]

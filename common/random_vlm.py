@@ -103,27 +103,28 @@ def random_config(
 
 
 def random_parts(family: str, seed: int = 0, spread: float = 0.1, text: dict[str, Any] | None = None,
-                 vision: dict[str, Any] | None = None) -> tuple[PreTrainedModel, Any, Any]:  # fmt: skip
-    """(model, tokenizer, image processor), float32. spread: size of the noise added to every weight.
+                 vision: dict[str, Any] | None = None, device: str = "cpu",
+                 dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Any, Any]:  # fmt: skip
+    """(model, tokenizer, image processor), made on the device. spread: size of the noise added to every weight.
 
-    Raises SightRLError for an unknown family. Leaves the global random state alone.
+    Raises SightRLError for an unknown family. Leaves the CPU's global random state alone.
     """
     if family not in FAMILIES:
         raise SightRLError(f"there is no random model {family!r}; use one of {', '.join(FAMILIES)}")
     tokenizer = byte_tokenizer()
     config = random_config(family, tokenizer, text or {}, vision or {})
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device(device):
         torch.manual_seed(seed)
-        model = FAMILIES[family][1]._from_config(config, dtype=torch.float32)
-        for parameter in model.parameters():
+        model = FAMILIES[family][1]._from_config(config, dtype=dtype)
+        for parameter in model.parameters() if spread else ():
             parameter += spread * torch.randn_like(parameter)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model, tokenizer, random_image_processor(family, config.vision_config.patch_size)
-
-
-def random_image_processor(family: str, patch: int) -> Qwen2VLImageProcessorPil:
-    """The family's image processor for patches of so many pixels; 4 to 1,024 image tokens."""
+    patch = config.vision_config.patch_size
     half = [0.5] * 3 if family == "qwen3_vl" else None
     means = {"image_mean": half, "image_std": half} if half else {}
     size = {"shortest_edge": (2 * patch) ** 2 * 4, "longest_edge": (2 * patch) ** 2 * 1024}
-    return Qwen2VLImageProcessorPil(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size, **means)
+    return (
+        model,
+        tokenizer,
+        Qwen2VLImageProcessorPil(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size, **means),
+    )

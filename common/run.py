@@ -121,7 +121,7 @@ class Run:
             about["resumed"].append(now)
             about["total_steps"] = self.total_steps
         else:
-            about = {"method": self.method, "command": _command(), **_git(), "total_steps": self.total_steps}
+            about = {"method": self.method, "command": _command(), **git_state(), "total_steps": self.total_steps}
             about |= {"started": now, "resumed": []}
         checkpoints.write_json(self.folder / "config.json", _config(self.args))
         checkpoints.write_json(self.folder / "versions.json", _versions())
@@ -498,7 +498,7 @@ def _relative(path: str) -> str:
         return path
 
 
-def _git() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """Commit of this repository and whether files differ from it; None, None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
 
@@ -525,7 +525,7 @@ def _versions() -> dict[str, Any]:
             found[name] = None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found | {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
@@ -533,7 +533,7 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

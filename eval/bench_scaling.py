@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -35,7 +34,7 @@ from common.rollout import Rollout, rollout
 from common.vlm import VLM, Prompt
 from outcomes import COLOURS
 from step_work import Setting, memory, shapes, work
-from steps import peak_memory
+from steps import check_settings, now, peak_memory, pick_device
 
 PARTS = ("prefill", "decode", "logps", "update")
 SUMS = {"rollout": PARTS[:2], "step": PARTS}
@@ -99,9 +98,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.vlm.trainable(), lr=1e-6, weight_decay=0.0)
 
     def now(self) -> float:
-        if self.vlm.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if self.clock == "cpu" else time.perf_counter()
+        return now(self.vlm.device, self.clock)
 
     def prompts(self, s: Setting, seed: int) -> list[Prompt]:
         """Random pictures, all different; questions of two lengths, as batches of questions have."""
@@ -267,8 +264,7 @@ def values(option: str, words: list[str]) -> dict[str, tuple[int, ...]]:
 
 def curves_of(args: Args) -> dict[str, list[Setting]]:
     """The points of every curve, checked."""
-    if unknown := [name for name in args.settings if name not in POINTS]:
-        raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(POINTS)}")
+    check_settings(args.settings, POINTS)
     base = replace(Setting(), **{name: numbers[-1] for name, numbers in values("base", args.base).items()})
     points = POINTS | values("points", args.points)
     curves = {name: [replace(base, **{name: x}) for x in points[name]] for name in args.settings or POINTS}
@@ -288,10 +284,7 @@ def main(args: Args) -> None:
         raise SightRLError("--device cuda: PyTorch sees no GPU here; leave the option out")
     if args.repeats < 1:
         raise SightRLError(f"--repeats {args.repeats}: at least 1")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    curves = curves_of(args)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    curves, device = curves_of(args), pick_device(args.device, args.threads)
     settings = list(dict.fromkeys(s for points in curves.values() for s in points))
     torch.manual_seed(args.seed)
     trainers = {w: Trainer(w, device, args.clock, args.seed) for w in sorted({s.width for s in settings})}

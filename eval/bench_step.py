@@ -19,8 +19,6 @@ import copy
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -34,18 +32,21 @@ from transformers import PreTrainedModel
 from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
 from common.rollout import rollout
-from common.run import _git
+from common.run import git_state, processor
 from common.vlm import VLM, Prompt
 from steps import (
     PHASE_SETTINGS,
     STEP_SETTINGS,
     Setting,
+    check_settings,
     decode_bytes,
     inputs,
     load,
     machine_limits,
     operations_of,
+    pick_device,
     real_settings,
+    timed,
 )
 
 PHASES = ("rollout", "logps", "update")
@@ -207,17 +208,6 @@ class Ours:
 
 
 # -------------------------------------------------------------------------------------- measurement
-def timed(call: Callable[[], Any], clock: str, device: torch.device) -> float:
-    now = time.process_time if clock == "cpu" else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = now()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return now() - start
-
-
 def check(ours: Ours, plain: Plain, limit: int) -> dict[str, float]:
     """How far apart the two sides are: greedy tokens that agree, log-probs and gradients on the same
     tokens.
@@ -260,7 +250,7 @@ def run_setting(name: str, setting: Setting, args: Args, device: str) -> dict[st
             if vlm.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             for phase, call in calls.items():
-                seconds[key][phase].append(timed(call, args.clock, vlm.device))
+                seconds[key][phase].append(timed(call, vlm.device, args.clock))
             if vlm.device.type == "cuda":
                 peak[key] = max(peak[key], torch.cuda.max_memory_allocated())
     return {
@@ -303,9 +293,8 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(args: Args) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = pick_device(args.device, args.threads)
+    known, measure, table_of, name = PHASE_SETTINGS, run_setting, table, "bench_step"
     if args.against == "trl":
         if args.clock != "wall":
             raise SightRLError("--clock cpu cannot be used with --against trl, whose callbacks read the wall clock")
@@ -313,31 +302,20 @@ def main(args: Args) -> None:
             import bench_trl
         except ImportError as error:
             raise SightRLError(f"TRL cannot be imported ({error}): pip install -r requirements-bench.txt") from error
-        known, table_of = STEP_SETTINGS, bench_trl.memory_table if args.memory else bench_trl.table
-    else:
-        known, table_of = PHASE_SETTINGS, table
+        known, measure, table_of, name = STEP_SETTINGS, bench_trl.run_setting, bench_trl.table, "bench_trl"
+        if args.memory:
+            measure, table_of, name = bench_trl.memory_of_setting, bench_trl.memory_table, "bench_trl_memory"
     if args.config and not args.random_weights:
         raise SightRLError("--config is a shape without weights: add --random-weights, or name a folder with --model")
     if args.config:
-        known = real_settings(args.config, args.prompts)
+        known, name = real_settings(args.config, args.prompts), f"{name}_{args.config.lower()}"
     if args.model:
-        known = {name: replace(setting, model=args.model) for name, setting in known.items()}
-    if unknown := [name for name in args.settings if name not in known]:
-        raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
+        known = {label: replace(setting, model=args.model) for label, setting in known.items()}
+    check_settings(args.settings, known)
     results: dict[str, Any] = {}
-    for name in args.settings or list(known):  # what is measured is written at once
-        if args.against == "trl" and args.memory:
-            results[name] = bench_trl.memory_of_setting(
-                known[name], name, micro=args.trl_micro[0], static_cache=args.trl_static_cache,
-                micro_tokens=args.our_tokens, seed=args.seed, device=device)  # fmt: skip
-        elif args.against == "trl":
-            results[name] = bench_trl.run_setting(
-                known[name], name, repeats=args.repeats, warm=args.warm, micros=args.trl_micro, seed=args.seed,
-                static_cache=args.trl_static_cache, micro_tokens=args.our_tokens, device=device)  # fmt: skip
-        else:
-            results[name] = run_setting(name, known[name], args, device)
-        about = ["trl" if args.against == "trl" else "step", *["memory"][: args.memory], *[args.config.lower()][:1]]
-        write(args, results, table_of(results), "_".join(["bench", *filter(None, about)]))
+    for label in args.settings or list(known):  # what is measured is written at once
+        results[label] = measure(label, known[label], args, device)
+        write(args, results, table_of(results), name)
     print(table_of(results))
 
 
@@ -352,22 +330,13 @@ def write(args: Any, results: dict[str, Any], text: str, name: str) -> None:
         "args": {key: value for key, value in asdict(args).items() if key != "out"},
         "results": results,
         "threads": torch.get_num_threads(),
-        **_git(),
+        **git_state(),
         "versions": versions,
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {cpu_name()}",
+        "hardware": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {processor()}",
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / f"{name}_{device}.md").write_text(text + "\n")
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

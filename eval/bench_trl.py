@@ -226,22 +226,22 @@ def same_numbers(trainer: TimedTrainer, ours: Ours) -> dict[str, float]:
     return {"logps": float((mine - theirs).detach().abs().max()), "gradient": apart / size}
 
 
-def run_setting(setting: Setting, label: str, *, repeats: int, warm: int, micros: list[int], static_cache: bool,
-                micro_tokens: int, seed: int, device: str) -> dict[str, Any]:  # fmt: skip
-    """Seconds per phase of both sides, and which micro-batch TRL got."""
-    vlm = load(setting, seed, device)
-    pictures, questions = inputs(setting, seed)
+def run_setting(label: str, setting: Setting, args: Any, device: str) -> dict[str, Any]:
+    """Seconds per phase of both sides, and which micro-batch TRL got. args: those of bench_step.py."""
+    vlm, warm = load(setting, args.seed, device), args.warm
+    pictures, questions = inputs(setting, args.seed)
     rows = setting.prompts * setting.group
-    sizes = sorted({min(m, rows) for m in micros if rows % min(m, rows) == 0})
+    sizes = sorted({min(m, rows) for m in args.trl_micro if rows % min(m, rows) == 0})
     trials = {}
     for micro in sizes if len(sizes) > 1 else []:  # TRL's best micro-batch: the faster of the last two of three steps
         turns = Turns(None)
-        make_trainer(vlm, setting, pictures, questions, micro, 3, static_cache, seed, turns).train()
+        make_trainer(vlm, setting, pictures, questions, micro, 3, args.trl_static_cache, args.seed, turns).train()
         trials[micro] = min(step["step"] for step in turns.trl_steps[1:])
     best = min(trials, key=trials.get) if trials else sizes[0]
-    ours = Ours(vlm, setting, pictures, questions, micro_tokens)
+    ours = Ours(vlm, setting, pictures, questions, args.our_tokens)
     turns = Turns(ours)
-    trainer = make_trainer(vlm, setting, pictures, questions, best, warm + repeats, static_cache, seed, turns)
+    trainer = make_trainer(vlm, setting, pictures, questions, best, warm + args.repeats, args.trl_static_cache,
+                           args.seed, turns)  # fmt: skip
     apart = same_numbers(trainer, ours)
     print(f"{label}: log-probs within {apart['logps']:.1e}, gradients within {apart['gradient']:.1e}; TRL's "
           f"micro-batch {best}", flush=True)  # fmt: skip
@@ -268,15 +268,14 @@ class Peak(TrainerCallback):
             self.bytes = self.measured.bytes
 
 
-def memory_of_setting(setting: Setting, label: str, *, micro: int, static_cache: bool, micro_tokens: int, seed: int,
-                      device: str) -> dict[str, Any]:  # fmt: skip
+def memory_of_setting(label: str, setting: Setting, args: Any, device: str) -> dict[str, Any]:
     """Largest memory of a step's tensors above weights and optimiser states, the second step of each side."""
-    vlm = load(setting, seed, device)
-    pictures, questions = inputs(setting, seed)
-    micro = min(micro, setting.prompts * setting.group)
+    vlm = load(setting, args.seed, device)
+    pictures, questions = inputs(setting, args.seed)
+    micro = min(args.trl_micro[0], setting.prompts * setting.group)
     turns = Peak(2, vlm.device)
-    make_trainer(vlm, setting, pictures, questions, micro, 2, static_cache, seed, turns).train()
-    ours = Ours(vlm, setting, pictures, questions, micro_tokens)
+    make_trainer(vlm, setting, pictures, questions, micro, 2, args.trl_static_cache, args.seed, turns).train()
+    ours = Ours(vlm, setting, pictures, questions, args.our_tokens)
     ours.step()
     with peak_memory(vlm.device) as measured:
         ours.step()

@@ -20,18 +20,20 @@ import tyro
 
 from bench_step import write
 from common.decoding import Decoder
-from common.errors import SightRLError, main_guard
+from common.errors import main_guard
 from common.logprob import policy_logits, response_logps
 from common.rollout import choose, rollout
 from common.vlm import VLM
 from steps import (
     STEP_SETTINGS,
     Setting,
+    check_settings,
     decode_bytes,
     inputs,
     load,
     machine_limits,
     operations_of,
+    pick_device,
     real_settings,
     seconds_of,
 )
@@ -165,12 +167,9 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main(args: Args) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = pick_device(args.device, args.threads)
     known = real_settings(args.config, args.prompts) if args.config else STEP_SETTINGS
-    if unknown := [name for name in args.settings if name not in known]:
-        raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
+    check_settings(args.settings, known)
     dtype = torch.bfloat16 if args.config and device == "cuda" else torch.float32
     rate, bandwidth = machine_limits(torch.device(device), dtype)
     print(f"limits: {rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from common.errors import SightRLError
 from common.plan import SHAPES
-from common.random_vlm import FAMILIES, byte_tokenizer, random_config, random_image_processor, random_parts
+from common.random_vlm import random_parts
 from common.vlm import VLM, Prompt, load_vlm
 
 QUESTION = "How many red circles are there?"
@@ -87,15 +87,10 @@ def load(setting: Setting, seed: int, device: str = "cpu") -> VLM:
 
 def published_shape(name: str, seed: int, device: str) -> tuple[Any, Any, Any]:
     """(model, tokenizer, image processor) of a published size, made on the device: speed does not ask for weights."""
-    shape, tokenizer = SHAPES[name], byte_tokenizer()
+    shape = SHAPES[name]
     text = shape["text"] | {"tie_word_embeddings": shape["tie_word_embeddings"], "max_position_embeddings": 32768}
-    config = random_config(shape["family"], tokenizer, text, shape["vision"])
-    torch.manual_seed(seed)
-    with torch.device(device):
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model = FAMILIES[shape["family"]][1]._from_config(config, dtype=dtype)
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model, tokenizer, random_image_processor(shape["family"], config.vision_config.patch_size)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return random_parts(shape["family"], seed, 0.0, text, shape["vision"], device, dtype)
 
 
 def inputs(setting: Setting, seed: int) -> tuple[list[Image.Image], list[str]]:
@@ -104,6 +99,19 @@ def inputs(setting: Setting, seed: int) -> tuple[list[Image.Image], list[str]]:
     shape = (setting.prompts, setting.side, setting.side, 3)
     noise = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
     return [Image.fromarray(p.numpy()) for p in noise], [QUESTION[: -1 - i % 4] for i in range(setting.prompts)]
+
+
+def pick_device(option: str, threads: int) -> str:
+    """cpu or cuda from the option --device; also sets PyTorch's threads, if any are given."""
+    if threads:
+        torch.set_num_threads(threads)
+    return ("cuda" if torch.cuda.is_available() else "cpu") if option == "auto" else option
+
+
+def check_settings(wanted: list[str], known: Iterable[str]) -> None:
+    """Raises SightRLError when --settings names what is not there."""
+    if unknown := [name for name in wanted if name not in known]:
+        raise SightRLError(f"--settings {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
 
 
 # --------------------------------------------------------------------------------------------------- counted work
@@ -154,18 +162,22 @@ def decode_bytes(vlm: VLM, prompts: list[Prompt], group: int, tokens: int) -> fl
     return float(size) * tokens * (layers + vlm.head_weight.numel() + per_token * kept)
 
 
+def now(device: torch.device, clock: str = "wall") -> float:
+    """Seconds, once the GPU has done what it was told; clock: wall or cpu."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.process_time() if clock == "cpu" else time.perf_counter()
+
+
+def timed(call: Callable[[], Any], device: torch.device, clock: str = "wall") -> float:
+    start = now(device, clock)
+    call()
+    return now(device, clock) - start
+
+
 def seconds_of(call: Callable[[], Any], repeats: int, device: torch.device) -> float:
     """The quickest of some calls, after one that does not count."""
-    best = float("inf")
-    for repeat in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start) if repeat else best
-    return best
+    return min([timed(call, device) for _ in range(repeats + 1)][1:])
 
 
 def machine_limits(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
