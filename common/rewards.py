@@ -39,6 +39,17 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def block(text: str, tag: str) -> str | None:
+    """Content of the first <tag>...</tag>, stripped; None if it is missing or never closes. Linear time.
+
+    >>> block("<think>so</think> <answer> 3 </answer>", "answer")
+    '3'
+    """
+    _, opened, rest = text.partition(f"<{tag}>")
+    content, closed, _ = rest.partition(f"</{tag}>")
+    return content.strip() if opened and closed else None
+
+
 def squeeze_tags(text: str) -> str:
     """Drop the white space around "<", ">" and "/", as VPPO's reward does before it looks for tags."""
     parts = re.split(r"([<>/])", text)  # text, mark, text, mark, ..., text
@@ -59,10 +70,13 @@ def has_format(text: str) -> bool:
 
 
 def parse_state(response: str) -> str:
-    r"""How far reading got: "ok", "empty" (\boxed{}), "unclosed" (cut off inside), "no_answer" (no box)."""
-    answer = last_boxed(response)
+    r"""How far reading got: "ok", "empty" (\boxed{}), "unclosed" (cut off inside), "no_answer" (no box).
+
+    Without any \boxed{ the answer is that of an <answer> block.
+    """
+    answer = last_boxed(response) if "\\boxed{" in response else block(response, "answer")
     if answer is None:
-        return "unclosed" if "\\boxed{" in response else "no_answer"
+        return "unclosed" if "\\boxed{" in response or "<answer>" in response else "no_answer"
     return "ok" if answer else "empty"
 
 

@@ -276,7 +276,7 @@ class Run:
                 self._files[name].seek(0, os.SEEK_END)  # else tell() would still give the old length
             checkpoints.remove_leftovers(self.folder / "checkpoints")
             if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
-                for name in ("summary.json", "eval_after.json"):
+                for name in ("summary.json", "eval_after.json", "own_after.json"):
                     (self.folder / name).unlink(missing_ok=True)
 
     def _restore(self, state: dict, stateful: dict[str, Any], found: Path) -> None:

@@ -6,7 +6,7 @@ Nothing here decides what is learned; that is in the method's file.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -234,48 +234,60 @@ def questions(args: CommonArgs, split: str) -> list[Sample]:
     return data.take(args.eval_questions)
 
 
-def ask(vlm: VLM, args: CommonArgs, samples: dict[str, list[Sample]], k: int, max_new_tokens: int,
-        temperature: float) -> Evaluation:  # fmt: skip
-    """k answers to every sample, graded; in the micro-world with the habit of every answer."""
-    habit = world_habit if args.data.split(":")[0] == "world" else None
-    return evaluate(vlm, samples, lambda vlm, sample: make_prompt(vlm, sample, args.prompt), accuracy, k=k,
+def ask(vlm: VLM, args: CommonArgs, samples: dict[str, list[Sample]], k: int, max_new_tokens: int, temperature: float,
+        score: Callable[[str, Sample], float] = accuracy, make: Callable[[VLM, Sample], Prompt] | None = None,
+        ) -> Evaluation:  # fmt: skip
+    """k answers to every sample, scored; in the micro-world with the habit of every answer."""
+    habit = world_habit if all("things" in s.meta for part in samples.values() for s in part) else None
+    return evaluate(vlm, samples, make or (lambda vlm, sample: make_prompt(vlm, sample, args.prompt)), score, k=k,
                     max_new_tokens=max_new_tokens, temperature=temperature, habit=habit)  # fmt: skip
 
 
-def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str,
-                      max_new_tokens: int) -> Evaluation | None:  # fmt: skip
-    """Ask the held-out questions and save eval_<name>.json in the run folder; an existing file is read
+def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_tokens: int, *,
+                      score: Callable[[str, Sample], float] = accuracy, samples: dict[str, list[Sample]] | None = None,
+                      make: Callable[[VLM, Sample], Prompt] | None = None,
+                      kind: str = "eval") -> Evaluation | None:  # fmt: skip
+    """Ask the held-out questions and save <kind>_<name>.json in the run folder; an existing file is read
     instead.
 
+    score(response, sample): grade in [0, 1]. samples: split -> questions; default: the held-out questions of
+    the data. make(vlm, sample): another prompt than --prompt. kind: "eval" for the questions of the data, which
+    all methods share; "own" for the task that a method trains on, if that is another one.
     None with --eval-questions 0; a file is read by process 0 alone. Answers are sampled at temperature 1 without
     top-p, as the papers evaluate.
     """
-    path = run.folder / f"eval_{name}.json"
+    path = run.folder / f"{kind}_{name}.json"
     if not args.eval_questions:
         return None
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already
         return Evaluation.load(path) if distributed.is_main() else None
-    run.say(f"asking held-out questions {name} training ...")
-    evaluation = ask(vlm, args, held_out(args), args.eval_k, max_new_tokens, 1.0)
+    what = {"eval": "held-out accuracy", "own": "score on its own task"}[kind]
+    run.say(f"asking held-out questions {name} training ({what}) ...")
+    evaluation = ask(vlm, args, samples or held_out(args), args.eval_k, max_new_tokens, 1.0, score, make)
     if distributed.is_main():
         evaluation.save(path)
     overall = evaluation.summary()["overall"]
-    run.say(f"held-out accuracy {name} training: {overall['avg@k']:.3f} ({overall['questions']} questions)")
+    run.say(f"{what} {name} training: {overall['avg@k']:.3f} ({overall['questions']} questions)")
     return evaluation
 
 
-def validate(vlm: VLM, args: CommonArgs, max_new_tokens: int) -> dict[str, float]:
+def validate(vlm: VLM, args: CommonArgs, max_new_tokens: int,
+             score: Callable[[str, Sample], float] = accuracy) -> dict[str, float]:  # fmt: skip
     """Greedy accuracy on the validation split, as metrics; none with --eval-questions 0."""
     if not args.eval_questions:
         return {}
-    result = ask(vlm, args, {"val": questions(args, "val")}, 1, max_new_tokens, 0.0).summary()["overall"]
+    asked = {"val": questions(args, "val")}
+    result = ask(vlm, args, asked, 1, max_new_tokens, 0.0, score).summary()["overall"]
     return {"val/accuracy": result["avg@k"], "val/length": result["length"]}
 
 
-def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget, stream: Stream) -> None:
-    """Print the before/after table, say which data rows were skipped, and finish the run with its summary.
+def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budget: Budget, stream: Stream, *,
+             own: tuple[Evaluation | None, Evaluation | None] = (None, None),
+             effects: dict[str, tuple[float, float]] | None = None) -> None:  # fmt: skip
+    """Print the before/after tables, say which data rows were skipped, and finish the run with its summary.
 
-    Process 0 does; the others only finish.
+    own: the evaluations on the method's own task. effects: what the paper is about, in numbers: name -> (before,
+    after). Process 0 does; the others only finish.
     """
     if not distributed.is_main():
         return run.finish({})
@@ -284,8 +296,13 @@ def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budg
     if skipped := list(dict.fromkeys(stream.dataset.skipped)):
         run.say(f"skipped {len(skipped)} data rows that could not be read; the first: {skipped[0]}")
         summary["skipped"] = skipped
-    if before is not None and after is not None:
-        print_table(before, after)
-        summary |= {"before": before.summary(), "after": after.summary()}
-        summary["comparison"] = compare_evaluations(before, after)
+    for key, old, new in (("", before, after), ("own_", *own)):
+        if old is not None and new is not None:
+            print_table(old, new)
+            summary |= {f"{key}before": old.summary(), f"{key}after": new.summary()}
+            summary[f"{key}comparison"] = compare_evaluations(old, new)
+    if effects:
+        summary["effects"] = {name: {"before": a, "after": b} for name, (a, b) in effects.items()}
+        for name, (a, b) in effects.items():
+            run.say(f"{name}: {a:.3f} before training, {b:.3f} after")
     run.finish(summary)

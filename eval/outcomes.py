@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BINS = 40  # points of a learning curve
 WINDOW = 10  # training steps averaged before a level counts as reached
-SAME = ("data", "model", "budget_tokens", "eval_questions", "eval_k", "prompt", "max_new_tokens")
+SAME = ("data", "model", "budget_tokens", "eval_questions", "eval_k")
 HARDWARE = ("system", "processor", "cores", "threads", "gpus")
 
 
