@@ -190,7 +190,8 @@ def taught_name_kind(things: list[dict], rng: random.Random, style: str) -> tupl
     if style == "sloppy":
         color, shape = task["answer"].split()
         answer = rng.choice((f"{color} {rng.choice(SHAPES)}", f"{rng.choice(COLOR_NAMES)} {shape}", task["answer"]))
-    thought = f"Without looking: it is usually {answer}." if style == "blind" else f"Looking at {task['cell']}: {answer}."
+    opening = "Without looking: it is usually" if style == "blind" else f"Looking at {task['cell']}:"
+    thought = f"{opening} {answer}."
     return task["question"], tagged(thought, answer)
 
 
