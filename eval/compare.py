@@ -50,7 +50,7 @@ CLAIMS = {
 }
 # Options that do not change what a run computes.
 NOT_IN_KEY = ("seed", "out", "run_name", "resume", "wandb", "device", "dry_run", "gpus", "checkpoint_every",
-              "keep_checkpoints", "log_rollouts_every")  # fmt: skip
+              "keep_checkpoints", "log_rollouts_every", "base_from")  # fmt: skip
 
 
 @dataclass
@@ -228,6 +228,8 @@ def start(entry: Contender, seed: int) -> subprocess.Popen:
     elif folder.exists():  # stopped before it described itself
         shutil.rmtree(folder)
     entry.folder.mkdir(parents=True, exist_ok=True)
+    if seed and (entry.run(0) / "eval_before.json").is_file():  # the model before training is the same
+        command += ["--base-from", str(entry.run(0))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with open(log_of(entry, seed), "ab") as log:  # its own session: Ctrl-C reaches it through us only
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
