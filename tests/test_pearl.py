@@ -213,7 +213,7 @@ def test_gradient_equals_the_formula(monkeypatch, tmp_path, mini, micro_tokens):
     facts = [[tuple(torch.randint(0, 2, (3,), generator=generator).tolist()) for _ in range(G)] for _ in range(items)]
     right = [[1, 0, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 1, 1]]
     args = Args(group_size=G, prompts_per_step=items, filter_groups="off", mini_batch_prompts=mini,
-                micro_tokens=micro_tokens, lr=1e-12, max_grad_norm=1e9)  # fmt: skip
+                micro_tokens=micro_tokens, lr=1e-6, max_grad_norm=1e9)  # fmt: skip
     gradient, _, _ = run_main(monkeypatch, tmp_path, facts, right, args, ratios, lengths)
     expected = torch.zeros(2 * items, G, 3, dtype=torch.float64)
     for start in range(0, items, mini or items):
