@@ -6,8 +6,10 @@ token, from two forwards and a head that never builds [tokens, vocab]. Without g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from common.distributed import share, sum_over_processes
 from common.logprob import checked_group, group_hidden, micro_batches, next_token_logits, packed_lengths
 
 if TYPE_CHECKING:
+    from common.args import CommonArgs
     from common.vlm import VLM, ImageFeatures, Prompt
 
 
@@ -72,4 +75,31 @@ def token_contrast(first: Tensor, other: Tensor, weight: Tensor, targets: Tensor
         result[2, part], result[3, part] = -(log_p * p).sum(1), -(log_q * q).sum(1)
         result[4, part], result[5, part] = (p * difference).sum(1), -(q * difference).sum(1)
     result[2:].clamp_(min=0)  # what rounding leaves below zero
+    return result
+
+
+def reliance(vlm: VLM, args: CommonArgs, max_new_tokens: int,
+             damage: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> dict[str, float]:  # fmt: skip
+    """How much answers rest on the picture: two sampled answers to 48 held-out questions, always the same way.
+
+    damage(image uint8 [H, W, 3], rng) -> the other picture, of the same size. Returned names: "u" (symmetric KL of a
+    token, in nats), "entropy"; in the micro-world also "u visual/template ratio", the mean u of the words that only the
+    picture can tell over that of all others. Empty with --eval-questions 0.
+    """
+    from common.rollout import rollout
+    from common.training import Averages, by_token_kind, make_prompt, questions
+
+    if not args.eval_questions:
+        return {}
+    samples, rng, averages = questions(args, "test")[:48], np.random.default_rng(0), Averages()
+    prompts = [make_prompt(vlm, sample, args.prompt) for sample in samples]
+    batch = rollout(vlm, prompts, 2, max_new_tokens=max_new_tokens, generator=torch.Generator().manual_seed(0),
+                    max_rows=32)  # fmt: skip
+    others = [vlm.replace_images(p, [damage(image, rng) for image in p.images]) for p in prompts]
+    two = response_contrast(vlm, prompts, others, batch.tokens, batch.mask, max_tokens=16_384)
+    by_token_kind(averages, vlm, batch, samples, u=(two.forward + two.backward) / 2, entropy=two.entropy)
+    found = averages.result()
+    result = {name: found[name] for name in ("u", "entropy")}
+    if "u/visual" in found:
+        result["u visual/template ratio"] = found["u/visual"] / max(found["u/template"], 1e-9)
     return result
