@@ -353,7 +353,7 @@ def test_shuffling_keeps_each_response_s_uncertainties(tmp_path):
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     """kill -9 in the update of the third step, resumed: the same run to the last bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = SMALL | dict(steps=4, noisy_end=0.5, shuffle_u=True, seed=3, perturbation="jitter")
+    options = SMALL | dict(steps=4, shuffle_u=True, seed=1, perturbation="jitter")
     main(Args(**options, out=str(whole)))
     assert {row["noisy"] for row in metrics(only_run(whole))} == {0, 1}  # else this proves little
     pid = os.fork()
