@@ -65,6 +65,14 @@ class Budget:
         out_of_time = bool(minutes) and distributed.agree(seconds >= 60 * minutes)
         return bool(tokens and self.tokens >= tokens) or out_of_time
 
+    def progress(self, step: int, steps: int) -> tuple[int, int]:
+        """(done, total) for schedules over the whole training: in steps, or in tokens if those will run out first.
+
+        Time is left out: with --max-minutes alone a schedule follows the steps, so that it stays reproducible.
+        """
+        limit = self.limits[0]
+        return (self.tokens, limit) if limit and self.tokens * steps >= step * limit else (step, steps)
+
     def state_dict(self) -> dict:
         return {"tokens": self.tokens, "seconds": self.seconds + time.monotonic() - self.started}
 
