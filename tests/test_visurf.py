@@ -42,7 +42,7 @@ def sample(answer: str, answer_type: str = "boxes", **meta: object) -> Sample:
 
 def rewards_of(label: float, rollouts: list[float], **options) -> torch.Tensor:
     """r(y), r(o) after control; neither thinks."""
-    values = torch.tensor([label, *rollouts])
+    values = torch.tensor([float(label), *rollouts])
     terms = {"thinking": torch.zeros_like(values), "format": torch.zeros_like(values), "accuracy": values}
     return control(Args(**options), terms, len(values))
 
