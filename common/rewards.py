@@ -148,7 +148,8 @@ def parse_box(text: str) -> Box | None:
 def parse_boxes(text: str) -> list[tuple[str, Box]] | None:
     """(label, box) pairs of a JSON list [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}, ...], else None.
 
-    Entries that are not of this form and repeated entries are dropped, so is everything after the first 300.
+    Entries that are not of this form and repeated entries are dropped, so is everything after the first 300. A list
+    of such entries alone is unreadable (None), not empty: only "[]" says that there is nothing.
     """
     text = text.strip().removeprefix("```json").removesuffix("```").strip()
     try:
@@ -161,7 +162,8 @@ def parse_boxes(text: str) -> list[tuple[str, Box]] | None:
         return None
     pairs = [(normalise_text(str(e.get("label", ""))), to_box(e.get("bbox_2d")))
              for e in entries[:MAX_BOXES] if isinstance(e, dict)]  # fmt: skip
-    return list(dict.fromkeys((label, box) for label, box in pairs if box is not None))
+    found = list(dict.fromkeys((label, box) for label, box in pairs if box is not None))
+    return found if found or not entries else None
 
 
 def area(box: Box) -> float:
