@@ -99,7 +99,7 @@ def test_lessons_are_well_formed_and_depend_on_the_seed_alone(kind):
         assert (len(pictures) == 0) == (kind in ("from_description", "from_caption"))
         if kind in ("describe", "from_description", "wrong_caption"):
             assert last_boxed(said)
-        elif kind not in ("checklist", "from_caption"):
+        elif kind not in ("checklist", "from_caption", "drill"):
             assert block(said, "answer")
     careful = lesson(asked, other, random.Random(0), False, kind)[2]
     assert same_answer(careful, careful) and not same_answer("", careful)

@@ -22,7 +22,7 @@ MARKS = ["<think>", "</think>", "<answer>", "</answer>", "<description>", "</des
          "\\boxed{", "{", "}", "[", "]", "(", ")", "[[", "]]", '"', "'", ",", ":", ".", "\n", " ", "\\", "/", "<", ">",
          "'Position': ", "'Confidence': ", '{"bbox_2d": [', "No Objects", "Hacking Sample", "1. ", "12", "-3", "1e999",
          "NaN", "Infinity", "null", "true", "0.5", "\\frac{1}{2}", "\x00", "\ud800", "é", "😀", "assistant\n",
-         "```json", "<info1>", "</info1>", "<info2>", "1", "9" * 50, "A", "red", "b2 red circle 3", "%", "not"]  # fmt: skip
+         "```json", "<info1>", "</info1>", "<info2>", "1", "9" * 50, "A", "red", "b2 red circle 3", "%"]  # fmt: skip
 
 
 def hostile(n: int, seed: int = 0) -> list[str]:
