@@ -60,15 +60,15 @@ class Args(CommonArgs):
 
     # ---- rollout
     group_size: int = 8
-    """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
+    """G: responses per prompt. Published: not given; 8 (inferred)."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. Published: not given; 512 (inferred)."""
     max_new_tokens: int = 96
     """L_max: longest response in tokens. Published: 2048."""
     temperature: float = 1.0
     """Sampling temperature; training scores the same distribution. Published: 1.0."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. Published: not given."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -97,9 +97,9 @@ class Args(CommonArgs):
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps: r is clipped at 1 - eps. Published: not given; 0.2 (inferred)."""
     clip_high: float = 0.2
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps: r is clipped at 1 + eps. Published: the same eps as below."""
     dual_clip: float = 0.0
     """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
@@ -110,7 +110,7 @@ class Args(CommonArgs):
     mask_truncated: bool = False
     """Leave responses that hit L_max out of the loss (TRL option)."""
     kl_coef: float = 0.0
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. Published: not given; 0 (inferred)."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of that KL. Published: k3."""
     entropy_coef: float = 0.0
@@ -125,7 +125,7 @@ class Args(CommonArgs):
     recompute_old_logps: bool = False
     """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. Published: not given; 1e-6 (inferred)."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its value. Published: 0."""
     weight_decay: float = 0.01
