@@ -5,6 +5,7 @@ Nothing here decides what is learned; that is in the method's file.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,6 +30,15 @@ WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribu
 def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
     """The sample's question in the template, with its images."""
     return vlm.prompt(template.replace("{question}", sample.question), sample.load_images())
+
+
+def make_text_prompt(vlm: VLM, template: str, **fields: str) -> Prompt:
+    """A prompt without pictures: every {name} in the template is replaced by the field of that name.
+
+    A field may be what a model wrote: picture marks and special tokens in it are broken up, so that it stays text.
+    """
+    texts = {name: text.replace("<image>", " ").replace("<|", "< |") for name, text in fields.items()}
+    return vlm.prompt(re.sub(r"\{(\w{1,40})\}", lambda m: texts.get(m[1], m[0]), template), [])
 
 
 def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
