@@ -333,3 +333,18 @@ def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budg
         for name, (a, b) in effects.items():
             run.say(f"{name}: {a:.3f} before training, {b:.3f} after")
     run.finish(summary)
+
+
+def description_effects(args: CommonArgs, before: Evaluation | None, after: Evaluation | None,
+                        described: Callable[[str], str | None]) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """Effects for conclude: what the descriptions in the answers to the held-out questions are worth, before and after.
+
+    described(response): its description, None without one. {} without evaluations and outside of the micro-world.
+    """
+    from common.world.entails import description_worth
+
+    if before is None or after is None:
+        return {}
+    metas = {sample.id: sample.meta for part in held_out(args).values() for sample in part}
+    old, new = (description_worth(evaluation.records, metas, described) for evaluation in (before, after))
+    return {name: (value, new[name]) for name, value in old.items()}

@@ -180,10 +180,10 @@ def main(args: Args) -> None:
         Averages,
         Budget,
         conclude,
+        description_effects,
         evaluate_held_out,
         group_lengths,
         group_rows,
-        held_out,
         load_model,
         load_stream,
         make_prompt,
@@ -194,7 +194,6 @@ def main(args: Args) -> None:
         set_learning_rate,
         validate,
     )
-    from common.world.entails import description_effects
 
     # ------------------------------------------------------------------------------------------------ set-up
     run = Run(args, "vision_sr1", args.steps)
@@ -303,7 +302,7 @@ def main(args: Args) -> None:
             return
 
     after = evaluate_held_out(run, vlm, args, "after", args.max_new_tokens)
-    effects = description_effects(before, after, held_out(args), lambda text: block(text, "description"))
+    effects = description_effects(args, before, after, lambda text: block(text, "description"))
     conclude(run, before, after, budget, stream, effects=effects)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +10,6 @@ from common.world import FAMILIES, world_sample
 from common.world.entails import (
     answer_from,
     described_things,
-    description_effects,
     description_worth,
     entails,
     leaks,
@@ -84,18 +81,13 @@ def test_effects_of_an_evaluation():
     sample = next(s for s in SAMPLES if s["task"] == "color")
     full, blind = f"<d>{sample['meta']['caption']}</d>", "<d>Some objects.</d>"
     record = {"id": "1", "split": "test", "answer": sample["answer"],
-              "responses": [full, blind, blind, "none"], "scores": [1, 1, 0, 1]}  # fmt: skip
+              "responses": [full, blind, blind, "none"], "scores": [1, 1, 0, 1], "lengths": [9, 3, 3, 1]}  # fmt: skip
     described = lambda text: text[3:-4] if text.startswith("<d>") else None  # noqa: E731
-    worth = {"language shortcut rate": 0.5, "leak rate": 0.25, "description recall": 0.25}
+    worth = {"language shortcut rate": 0.5, "leak rate": 0.25, "description recall": 0.25, "response length": 4}
     assert description_worth([record], {"1": sample["meta"]}, described) == worth
     flipped = description_worth([record | {"split": "test_counter"}], {"1": sample["meta"]}, described)
     assert flipped == worth | {"accuracy on test_counter": 0.75}
     assert description_worth([record], {"1": {}}, described) == {} == description_worth([], {}, described)
-    samples = {"test": [SimpleNamespace(id="1", meta=sample["meta"])]}
-    evaluation = SimpleNamespace(records=[record])
-    effects = description_effects(evaluation, evaluation, samples, described)
-    assert effects == {name: (value, value) for name, value in worth.items()}
-    assert description_effects(None, None, samples, described) == {}
 
 
 @settings(max_examples=300, deadline=None)

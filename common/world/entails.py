@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.world.questions import neighbor_cell
 from common.world.scene import COLOR_NAMES, SHAPES
-
-if TYPE_CHECKING:
-    from common.data import Sample
-    from common.evaluation import Evaluation
 
 Thing = dict[str, str]  # what is said of one thing: cell, and of size, color, shape, number whatever is said
 LONGEST = 4000  # characters of a text that are looked at
@@ -133,7 +129,7 @@ def description_worth(records: list[dict], metas: dict[str, dict], described: Ca
     records: of an Evaluation; metas: sample id -> meta; described(response): its description, None without one.
     "language shortcut rate": share of all answers that are right while the description does not entail the answer;
     "leak rate": share without a description or with one that gives the answer away; "description recall": mean recall;
-    "accuracy on test_counter": where the answer prior is flipped, if that split was asked.
+    "accuracy on test_counter": where the answer prior is flipped, if that split was asked; "response length": tokens.
     """
     rows = [(record, metas[record["id"]], text, score) for record in records
             for text, score in zip(record["responses"], record["scores"], strict=True)]  # fmt: skip
@@ -148,13 +144,6 @@ def description_worth(records: list[dict], metas: dict[str, dict], described: Ca
         recalls += [] if share is None else [share]
     worth = {"language shortcut rate": shortcuts / len(rows), "leak rate": leaking / len(rows),
              "description recall": sum(recalls) / max(1, len(recalls))}  # fmt: skip
+    worth["response length"] = sum(n for record in records for n in record["lengths"]) / len(rows)
     flipped = [score for record, _, _, score in rows if record["split"] == "test_counter"]
     return worth | ({"accuracy on test_counter": sum(flipped) / len(flipped)} if flipped else {})
-
-
-def description_effects(before: Evaluation | None, after: Evaluation | None, samples: dict[str, list[Sample]],
-                        described: Callable[[str], str | None]) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """{name: (before, after)} of description_worth for two evaluations of the same samples; {} without them."""
-    metas = {sample.id: sample.meta for part in samples.values() for sample in part}
-    old, new = (description_worth(e.records if e else [], metas, described) for e in (before, after))
-    return {name: (value, new[name]) for name, value in old.items() if name in new}
