@@ -204,7 +204,8 @@ def test_main_reproduces_reward_and_gradient_in_float64(monkeypatch, tmp_path):
     assert captions[:2] == ["a red square", "so it is red"]
     rows = metrics(only_run(tmp_path))
     assert [row["beta"] for row in rows] == pytest.approx([0.04, 0.02 * (1 + np.cos(np.pi * 13 / 16))])
-    assert rows[0]["tokens"] == 8 + 5 and rows[0]["caption/hacking"] == 0.5 and rows[0]["reward/caption"] == pytest.approx(0.1 / 3)
+    assert rows[0]["tokens"] == 8 + 5 and rows[0]["caption/hacking"] == 0.5
+    assert rows[0]["reward/caption"] == pytest.approx(0.1 / 3)
     R = np.array([1 + 1 + 0.1, 0, 1 + 1 + 0])
     A = (R - R.mean()) / (R.std(ddof=1) + 1e-4)
     kl_slope = 1 - np.exp(REF.double().numpy() - OLD.double().numpy())  # of k3 with respect to log p
