@@ -70,7 +70,8 @@ def model_config(name: str) -> Any:
     folder = Path(__file__).parent / "world" / "tiny_vlm" if name == "tiny" else Path(name)
     if (folder / "config.json").is_file():
         return AutoConfig.from_pretrained(folder)
-    shape = next((shape for known, shape in SHAPES.items() if known.lower() in name.lower()), None)
+    plain = name.lower().replace("-", "")  # also "someone/Qwen-2.5VL-7B-Tuned"
+    shape = next((shape for known, shape in SHAPES.items() if known.lower().replace("-", "") in plain), None)
     if shape is None:
         known = ", ".join(SHAPES)
         raise SightRLError(f"--dry-run does not know the shape of the model {name!r}; give "
