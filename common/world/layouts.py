@@ -32,6 +32,15 @@ PROMPTS = {
     "checklist": "Answer every question about the picture, one line each.\n{question}",
 }  # fmt: skip
 
+
+def prompt_of(layout: str, **words: str) -> str:
+    """The prompt of a layout with {question}, {description} or {caption} replaced."""
+    text = PROMPTS[layout]
+    for name, word in words.items():
+        text = text.replace("{" + name + "}", word)
+    return text
+
+
 Thing = dict[str, Any]  # color, shape, size, number, cell, box [x1, y1, x2, y2] in pixels
 
 
@@ -142,8 +151,8 @@ def wrong_caption(things: list[Thing], rng: random.Random, kind: str = "") -> di
         changed["color"], changed["shape"] = rng.choice(pairs)
         right, wrong = (f"{t['color']} {t['shape']}" for t in (thing, changed))
     else:
-        name, values = {"color": ("color", COLOR_NAMES), "shape": ("shape", SHAPES), "size": ("size", ("small", "large")),
-                        "text": ("number", range(10))}[kind]  # fmt: skip
+        name = {"text": "number"}.get(kind, kind)
+        values = {"color": COLOR_NAMES, "shape": SHAPES, "size": ("small", "large"), "number": range(10)}[name]
         changed[name] = rng.choice([v for v in values if v != thing[name]])
         right, wrong = str(thing[name]), str(changed[name])
 

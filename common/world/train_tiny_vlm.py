@@ -1,10 +1,11 @@
 """Makes the tiny VLM: tokenizer, config, weights. python -m common.world.train_tiny_vlm --out DIR
 
-A real Qwen2.5-VL architecture of 2.2 M parameters, supervised on the micro-world in three phases, as real VLMs are.
+A real Qwen2.5-VL architecture of 2.2 M parameters, supervised on the micro-world in four phases, as real VLMs are.
 "Eyes" pretrains the vision tower: linear heads, thrown away afterwards, read every cell's colour, shape, size, number
 and offset. Then it is frozen. "See" teaches the language model captions, single cells, search and careful answers.
 "Habits" teaches the mixture of careful, sloppy and blind answers of habits.py, which is what reinforcement learning
-has to clean up. Loss on response tokens only. Needs no network.
+has to clean up. "Layouts" goes on with the other forms of asking and answering of taught.py, plain questions
+among them. Loss on response tokens only. Needs no network.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 import tyro
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
@@ -28,10 +30,13 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from common.logprob import response_logps
+from common.vlm import load_vlm
 from common.world import make_question, pick_habit, render, response
 from common.world.habits import describe
 from common.world.questions import Question, plural
 from common.world.scene import CELL, CELLS, COLOR_NAMES, HELD_OUT, SHAPES, SIZES, Scene, finish_scene, place
+from common.world.taught import Lesson, lesson
 
 HERE = Path(__file__).parent
 # Qwen's special tokens, in Qwen's order; <think> tags are ordinary tokens, as in Qwen3.
@@ -63,6 +68,10 @@ class Args:
     """Steps of the second phase: captions, single cells, search, careful answers."""
     habit_steps: int = 600
     """Steps of the third phase: the mixture of habits."""
+    layout_steps: int = 4000
+    """Steps of the fourth phase: descriptions, checklists, boxes, wrong captions, puzzles; 0: none."""
+    layout_lr: float = 1e-3
+    """Peak learning rate of the fourth phase."""
     batch: int = 64
     """Examples per step."""
     lr: float = 1.5e-3
@@ -318,6 +327,53 @@ def train_eyes(model: Qwen2_5_VLForConditionalGeneration, image_processor: Qwen2
                   flush=True)  # fmt: skip
 
 
+# -------------------------------------------------------------------------------------------------------- layouts
+PLAIN_SHARE = 0.28  # of the fourth phase: the questions and habits of the third one, so that nothing is forgotten
+
+
+def lessons(step: int, args: Args, rng: random.Random) -> list[list[Lesson]]:
+    """The examples of the POOL steps from `step` on, sorted by length into batches, in random order. Careful answers
+    only at first, the mixture of habits from the middle on."""
+    pool = []
+    for i in range(step * args.batch, (step + POOL) * args.batch):
+        if rng.random() < PLAIN_SHARE:
+            q, asked, said = example(i, HABITS, rng)
+            pool.append(([render(q.scene)], asked, said))
+        else:
+            habits = rng.random() < 2 * step / args.layout_steps
+            pool.append(lesson(make_question("train", i), make_question("train", i + 1), rng, habits))
+    pool.sort(key=lambda one: len(one[1]) + len(one[2]))
+    parts = [pool[i : i + args.batch] for i in range(0, len(pool), args.batch)]
+    rng.shuffle(parts)
+    return parts
+
+
+def train_layouts(args: Args, folder: Path) -> None:
+    """The fourth phase, on the model in `folder`: several pictures or none in a prompt, so the engine packs them."""
+    vlm, rng, start, smooth = load_vlm(str(folder), train_vision=False), random.Random(args.seed), time.time(), 0.0
+    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.layout_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in range(args.layout_steps):
+        set_rate(optimizer, args.layout_lr, step, step, args.layout_steps)
+        if step % POOL == 0:
+            ready = lessons(step, args, rng)
+        batch = ready.pop()
+        prompts = [vlm.prompt(asked, pictures) for pictures, asked, _ in batch]
+        ids = vlm.tokenizer([f"{said}<|im_end|>" for *_, said in batch])["input_ids"]
+        tokens = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=vlm.pad_id)  # [B, T]
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(row)] for row in ids])  # [B, T]
+        logps, _ = response_logps(vlm, prompts, tokens, mask, entropy=False)
+        loss = -(logps * mask).sum() / mask.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vlm.trainable(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = 0.95 * smooth + 0.05 * loss.item() if step else loss.item()
+        if step % 25 == 0:
+            print(f"layouts {step}/{args.layout_steps} loss {smooth:.4f} {time.time() - start:.0f} s", flush=True)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.layout_steps:
+            save(vlm.base, vlm.tokenizer, vlm.image_processor, args.out)
+
+
 def set_rate(optimizer: torch.optim.Optimizer, peak: float, since_start: int, step: int, total: int) -> None:
     """Warm-up over 100 steps, constant to the middle, then linear to 2 %."""
     rate = peak * min(1.0, (since_start + 1) / 100) * max(0.02, min(1.0, 2 * (total - step) / total))
@@ -338,6 +394,19 @@ def save(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokeniz
 def main(args: Args) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    begun = time.time()
+    done = args.start and args.first_step >= args.see_steps + args.habit_steps
+    if not done:
+        train_plain(args)
+    if args.layout_steps:
+        train_layouts(args, Path(args.start) if done else args.out)
+    record = {k: str(v) for k, v in asdict(args).items() if k not in ("out", "start")}
+    record["minutes"] = round((time.time() - begun) / 60, 1)
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def train_plain(args: Args) -> None:
+    """The first three phases."""
     image_processor = make_image_processor()
     if args.start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
@@ -348,7 +417,7 @@ def main(args: Args) -> None:
         initialise(model)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    batcher, rng, begun = Batcher(tokenizer, image_processor), random.Random(args.seed), time.time()
+    batcher, rng = Batcher(tokenizer, image_processor), random.Random(args.seed)
     if not args.start:
         train_eyes(model, image_processor, args)
     model.model.visual.requires_grad_(False)
@@ -374,9 +443,6 @@ def main(args: Args) -> None:
             save(model, tokenizer, image_processor, args.out)
         if step + 1 == args.see_steps:  # to try another mixture of habits with --start
             save(model, tokenizer, image_processor, args.out.with_name(args.out.name + "_see"))
-    record = {k: str(v) for k, v in asdict(args).items() if k not in ("out", "start")}
-    record["minutes"] = round((time.time() - begun) / 60, 1)
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
