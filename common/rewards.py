@@ -69,6 +69,17 @@ def has_format(text: str) -> bool:
     return boxed >= 0 and "}" in text[boxed:]
 
 
+def repetition(text: str, n: int) -> float:
+    """Share of the n-grams of words that stood in the text before, in [0, 1); 0 for fewer than n words.
+
+    >>> repetition("a b a b a b", 2)
+    0.6
+    """
+    words = text.lower().split()
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
 def parse_state(response: str) -> str:
     r"""How far reading got: "ok", "empty" (\boxed{}), "unclosed" (cut off inside), "no_answer" (no box).
 
