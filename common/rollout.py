@@ -206,7 +206,7 @@ def merge_groups(parts: list[Rollout]) -> Rollout:
         starts.append(starts[-1] + len(part.tokens))
     order = [start + i * part.group_size + j for i in range(len(parts[0].prompts))
              for part, start in zip(parts, starts, strict=False) for j in range(part.group_size)]  # fmt: skip
+    rows = {name: getattr(both, name)[order] for name in ("tokens", "mask", "logps", "truncated")}
     features = next((part.features for part in parts if part.features is not None), None)
     return replace(both, prompts=parts[0].prompts, group_size=sum(part.group_size for part in parts),
-                   tokens=both.tokens[order], mask=both.mask[order], logps=both.logps[order],
-                   truncated=both.truncated[order], texts=[both.texts[n] for n in order], features=features)  # fmt: skip
+                   texts=[both.texts[n] for n in order], features=features, **rows)  # fmt: skip
