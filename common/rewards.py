@@ -50,6 +50,12 @@ def block(text: str, tag: str) -> str | None:
     return content.strip() if opened and closed else None
 
 
+def answer_line(text: str) -> str:
+    """Content of the first <answer> block that stands on one line, else all of the text, stripped: as R1-V and the many
+    papers built on it read an answer, so a line break inside the block makes it unreadable. Linear time."""
+    return next((part for line in text.split("\n") if (part := block(line, "answer")) is not None), text.strip())
+
+
 def squeeze_tags(text: str) -> str:
     """Drop the white space around "<", ">" and "/", as VPPO's reward does before it looks for tags."""
     parts = re.split(r"([<>/])", text)  # text, mark, text, mark, ..., text
@@ -78,6 +84,13 @@ def repetition(text: str, n: int) -> float:
     words = text.lower().split()
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def think_then_answer(text: str) -> bool:
+    """Whether <think>.*?</think>\\s*<answer>.*?</answer> fits all of the text, line breaks too: the format rule of
+    open-r1 and of the many papers that took it over. Linear time."""
+    around = len(text) >= 16 and text.startswith("<think>") and text.endswith("</answer>")
+    return around and re.search(r"</think>\s*<answer>", text[7:-9]) is not None
 
 
 def parse_state(response: str) -> str:
