@@ -109,9 +109,9 @@ class Args(CommonArgs):
 PRESETS = {
     "tiny": {},  # the defaults above
     "paper-3b": dict(  # images:mmbench is a folder with the pictures of MMBench
-        model="Qwen/Qwen2.5-VL-3B-Instruct", data="images:mmbench", puzzle_prompt=PAPER_PROMPT, gpus=8, steps=300, lr=1e-6,
-        group_size=5, prompts_per_step=512, mini_batch_prompts=128, max_new_tokens=2048, gradient_checkpointing=True,
-        recompute_old_logps=True, rollout_rows=256, micro_tokens=32768, checkpoint_every=5),
+        model="Qwen/Qwen2.5-VL-3B-Instruct", data="images:mmbench", puzzle_prompt=PAPER_PROMPT, gpus=8, steps=300,
+        lr=1e-6, group_size=5, prompts_per_step=512, mini_batch_prompts=128, max_new_tokens=2048, checkpoint_every=5,
+        recompute_old_logps=True, rollout_rows=256, micro_tokens=32_768, gradient_checkpointing=True),
 }  # fmt: skip
 
 

@@ -204,8 +204,8 @@ def test_only_what_follows_the_last_marker_counts_and_there_the_first_answer():
     assert reward("<answer>1\n</answer>", gold("1")) == 1 and reward(said(""), gold("1")) == 0
 
 
-PIECES = st.sampled_from(["<answer>", "</answer>", "assistant\n", "assistant", "1", "2", "3", "4", ",", " ", "+", "0", "-",
-                          "<think>", "9" * 5000, "\x00", "\ud800", "１", "top-left", "\n"])  # fmt: skip
+PIECES = st.sampled_from(["<answer>", "</answer>", "assistant\n", "assistant", "<think>", "top-left", "9" * 5000, "１",
+                          "\x00", "\ud800", *"1234,+0- \n"])  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -222,7 +222,7 @@ def test_long_texts_are_no_problem():
 
 # ------------------------------------------------------------------------------------------------- the options
 def test_prompt_and_published_values():
-    assert ssl4rl.ANSWER_PROMPT == PROMPTS["answer"] and Args().prompt == PROMPTS["boxed"]
+    assert PROMPTS["answer"] == ssl4rl.ANSWER_PROMPT and Args().prompt == PROMPTS["boxed"]
     args = parse(ssl4rl, "--preset", "paper-3b")
     published = dict(group_size=5, temperature=1.0, top_p=1.0, max_new_tokens=2048, prompts_per_step=512, lr=1e-6,
                      mini_batch_prompts=128, clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.01, kl_kind="k3",
@@ -259,7 +259,7 @@ def test_two_steps_from_end_to_end(tmp_path, coins, capsys):
     assert [row["step"] for row in rows] == [0, 1] and all(row["logp_mismatch"] < 1e-4 for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
     assert {"reward/puzzle", "kl", "accuracy", "no_answer"} <= set(rows[0]) and rows[0]["grad_norm"] > 0
-    assert "VQA where" in summary["effects"] and "own_comparison" in summary and "comparison" in summary
+    assert "VQA what" in summary["effects"] and "own_comparison" in summary and "comparison" in summary
     record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
     assert record["task"] in puzzles.TASKS and set(record["rewards"]) == {"puzzle"}
 
@@ -269,7 +269,7 @@ def test_two_steps_from_end_to_end(tmp_path, coins, capsys):
     [
         dict(ssl="rotation", size_leak=True, recompute_old_logps=True, clip_high=0.28, dual_clip=0.0),
         dict(ssl="jigsaw", grid=3, mini_batch_prompts=2, kl_kind="k1", max_new_tokens=3),
-        dict(ssl="contrastive", kl_coef=0.0, micro_tokens=200, eval_every=1, eval_questions=1, eval_k=1),
+        dict(ssl="contrastive", kl_coef=0.0, micro_tokens=200, eval_every=1, eval_questions=2, eval_k=1),
     ],
 )
 def test_other_options_run(options, tmp_path, coins):
