@@ -68,6 +68,8 @@ class CommonArgs:
     """Held-out questions per split, asked before and after training; 0: no evaluation."""
     eval_k: int = 8
     """Answers sampled per held-out question: avg@k and pass@k."""
+    base_from: str = ""
+    """Run folder with the same model and questions: its evaluation before training is taken over, not repeated."""
     eval_every: int = 0
     """Also ask the validation questions every so many steps (greedy answers); 0: never."""
     log_rollouts_every: int = 10

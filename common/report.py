@@ -67,7 +67,7 @@ def write_report(folder: Path) -> Path:
     """Write folder/report.html and return its path.
 
     Reads config.json, run.json, versions.json, summary.json, metrics.jsonl, rollouts.jsonl, images/,
-    eval_before.json and eval_after.json; a part whose file is missing is left out. Raises SightRLError when
+    eval_before.json, eval_after.json and own_*.json; a part whose file is missing is left out. Raises SightRLError when
     it is no run folder.
     """
     folder = Path(folder)
@@ -77,9 +77,13 @@ def write_report(folder: Path) -> Path:
     metrics = list(_lines(folder / "metrics.jsonl"))
     before, after = (_evaluation(folder / f"eval_{name}.json") for name in ("before", "after"))
     comparison = compare_evaluations(before, after, CHANGED) if before and after else None
+    own = [_evaluation(folder / f"own_{name}.json") for name in ("before", "after")]
+    own_comparison = compare_evaluations(*own, CHANGED) if all(own) else None
     parts = [
         _header(folder, files, metrics, comparison, before, after),
         _skipped(files["summary"]),
+        _effects(files["summary"]),
+        _held_out(own_comparison, *own, title="The method's own task"),
         _held_out(comparison, before, after),
         _habits_and_gap(before, after),
         _curves(metrics),
@@ -278,7 +282,23 @@ def _skipped(summary: dict) -> str:
 # ---------------------------------------------------------------- held-out accuracy, habits, gap
 
 
-def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluation | None) -> str:
+def _effects(summary: dict) -> str:
+    """What the paper is about in numbers, before and after."""
+    found = summary.get("effects") or {}
+    if not found:
+        return ""
+    cells = [(text(name), _figure(v.get("before")), _figure(v.get("after"))) for name, v in found.items()]
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+    return (f'<h2>What the paper is about</h2><div class="panel"><table class="effects"><tr><th></th>'
+            f"<th>before training</th><th>after training</th></tr>{rows}</table></div>")  # fmt: skip
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "not measured"
+
+
+def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluation | None,
+              title: str = "Held-out accuracy") -> str:  # fmt: skip
     only = after or before
     if only is None:
         return ""
@@ -294,7 +314,7 @@ def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluat
             body += _accuracy_row(key, a, b, result, total=bool(keys))
     legend = charts.legend_of([("before training", "before"), ("after training", "after")])
     return (
-        f'<h2>Held-out accuracy</h2><p class="about">Mean of {only.k} sampled responses a question, never '
+        f'<h2>{title}</h2><p class="about">Mean of {only.k} sampled responses a question, never '
         "seen in "
         "training. Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and "
         "its "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from common import distributed
 from common.args import CommonArgs
 from common.data import Sample, Stream, open_dataset
+from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
 from common.grpo import has_spread
 from common.rewards import accuracy, parse_state
@@ -262,12 +264,27 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already
         return Evaluation.load(path) if distributed.is_main() else None
     what = {"eval": "held-out accuracy", "own": "score on its own task"}[kind]
-    run.say(f"asking held-out questions {name} training ({what}) ...")
-    evaluation = ask(vlm, args, samples or held_out(args), args.eval_k, max_new_tokens, 1.0, score, make)
+    asked = samples or held_out(args)
+    evaluation = taken_over(args, path.name, asked) if name == "before" else None
+    if evaluation is None:
+        run.say(f"asking held-out questions {name} training ({what}) ...")
+        evaluation = ask(vlm, args, asked, args.eval_k, max_new_tokens, 1.0, score, make)
     if distributed.is_main():
         evaluation.save(path)
     overall = evaluation.summary()["overall"]
     run.say(f"{what} {name} training: {overall['avg@k']:.3f} ({overall['questions']} questions)")
+    return evaluation
+
+
+def taken_over(args: CommonArgs, file: str, asked: dict[str, list[Sample]]) -> Evaluation | None:
+    """The evaluation of another run with the same questions (--base-from), None without one. Raises SightRLError when
+    it asked something else."""
+    if not args.base_from or not (source := Path(args.base_from) / file).is_file():
+        return None
+    evaluation = Evaluation.load(source)
+    wanted = [(split, sample.id, args.eval_k) for split, part in asked.items() for sample in part]
+    if [(r["split"], r["id"], evaluation.k) for r in evaluation.records] != wanted:
+        raise SightRLError(f"{source} asked other questions or another --eval-k; leave --base-from out.")
     return evaluation
 
 

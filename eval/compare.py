@@ -8,7 +8,8 @@ brings its CONTROLS along. Every run generates the same number of tokens for tra
 held-out questions before and after. Runs live in runs/compare/<method>-<key>/seed<k>/; the key stands for all
 options and for the code of the method's file (comments left out), so a finished run is used again exactly if
 these are unchanged; after changing common/, delete the folders. A stopped comparison goes on when started
-again. Writes results/<first method>.json and .png, and prints a Markdown table.
+again. Writes results/<first method>.json and .png, and prints a Markdown table. Three papers or more make an
+overview, without controls: results/overview.json, .png and a table of every method and task family.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ CLAIMS = {
 }
 # Options that do not change what a run computes.
 NOT_IN_KEY = ("seed", "out", "run_name", "resume", "wandb", "device", "dry_run", "gpus", "checkpoint_every",
-              "keep_checkpoints", "log_rollouts_every")  # fmt: skip
+              "keep_checkpoints", "log_rollouts_every", "base_from")  # fmt: skip
 
 
 @dataclass
@@ -74,6 +75,8 @@ class Args:
     """Folder of the runs."""
     results: str = "results"
     """Folder of the results."""
+    name: str = ""
+    """Name of the result files; default: the first method, or "overview" for more than two papers."""
     allow_different_budgets: bool = False
     """Compare even if the runs generated different numbers of tokens or met different questions."""
 
@@ -102,10 +105,14 @@ def contenders(args: Args) -> list[Contender]:
     """What is compared, controls right after their method. Raises SightRLError for unknown methods."""
     labels: list[str] = []
     for label in [" ".join(name.split()) for name in args.methods]:
-        labels += [label, *(CONTROLS.get(label, []) if args.controls else [])]
+        labels += [label, *(CONTROLS.get(label, []) if args.controls and not is_overview(args) else [])]
     if not labels:
         raise SightRLError(f"name the methods to compare, e.g.: ./run.sh compare vppo grpo; {known()}")
     return [contender(label, args) for label in dict.fromkeys(labels)]
+
+
+def is_overview(args: Args) -> bool:
+    return len({name.split()[0] for name in args.methods if name.split()} - {"grpo"}) > 2
 
 
 def contender(label: str, args: Args) -> Contender:
@@ -221,6 +228,8 @@ def start(entry: Contender, seed: int) -> subprocess.Popen:
     elif folder.exists():  # stopped before it described itself
         shutil.rmtree(folder)
     entry.folder.mkdir(parents=True, exist_ok=True)
+    if seed and (entry.run(0) / "eval_before.json").is_file():  # the model before training is the same
+        command += ["--base-from", str(entry.run(0))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with open(log_of(entry, seed), "ab") as log:  # its own session: Ctrl-C reaches it through us only
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
@@ -318,6 +327,7 @@ def default_jobs() -> int:
 
 
 def main(args: Args) -> None:
+    import overview
     from common.checkpoint import write_json
     from outcomes import check_same_budget, markdown, plot, read_outcome, summarise  # slow: they import torch
 
@@ -329,11 +339,13 @@ def main(args: Args) -> None:
     if not args.allow_different_budgets:
         check_same_budget(outcomes)
     result = summarise(outcomes, claim(entries[0].method))
-    folder, name = Path(args.results), entries[0].folder.name.rpartition("-")[0]
+    default = "overview" if is_overview(args) else entries[0].folder.name.rpartition("-")[0]
+    folder, name = Path(args.results), args.name or default
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)
-    plot(result, folder / f"{name}.png")
-    print(f"{markdown(result)}\n\n{folder / name}.json\n{folder / name}.png")
+    draw, write = (overview.plot, overview.markdown) if is_overview(args) else (plot, markdown)
+    draw(result, folder / f"{name}.png")
+    print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Outcome:
     tasks: np.ndarray  # str [Q]
     splits: np.ndarray  # str [Q]
     habits: dict[str, dict[str, float]]  # {"before" or "after": {habit: share of the answers}}
+    own: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # before, after [S, Q'], tasks [Q'], if there is an own task
+    effects: dict[str, tuple[np.ndarray, np.ndarray]]  # what the paper is about: before, after [S]
 
     @property
     def tokens(self) -> list[int]:
@@ -64,7 +66,23 @@ def read_outcome(entry: Contender, seeds: int) -> Outcome:
     habits = {"before": habit_shares(before), "after": habit_shares(after)}
     metrics = [read_metrics(folder / "metrics.jsonl") for folder in folders]
     return Outcome(entry, configs, about, versions, metrics, scores(before), scores(after), ids, tasks,
-                   splits, habits)  # fmt: skip
+                   splits, habits, own_task(folders), effects_of(folders))  # fmt: skip
+
+
+def own_task(folders: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Scores before and after, float64 [S, Q'] each, and kinds [Q'] of the task that the method trains on."""
+    if not all((folder / "own_after.json").is_file() for folder in folders):
+        return None
+    before, after = ([Evaluation.load(f / f"own_{name}.json") for f in folders] for name in ("before", "after"))
+    return scores(before), scores(after), np.array([r["task"] for r in in_order(before[0])])
+
+
+def effects_of(folders: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Effect -> (before, after) over the seeds, [S] each, of those that every run measured; None counts as not."""
+    found = [read_json(folder / "summary.json").get("effects", {}) for folder in folders]
+    names = [n for n in found[0] if all(None not in (e.get(n) or {"": None}).values() for e in found)]
+    return {n: tuple(np.array([e[n][when] for e in found], dtype=np.float64) for when in ("before", "after"))
+            for n in names}  # fmt: skip
 
 
 def in_order(evaluation: Evaluation) -> list[dict]:
@@ -154,12 +172,31 @@ def summary_of(outcome: Outcome, curve: np.ndarray, edges: np.ndarray, levels: l
         "tasks": groups_of(outcome, outcome.tasks),
         "splits": groups_of(outcome, outcome.splits),
         "habits": outcome.habits,
+        "own": own_summary(outcome),
+        "effects": {name: {"before": over_seeds(a), "after": over_seeds(b),
+                           "change": stats.difference_over_seeds(b, a)}
+                    for name, (a, b) in outcome.effects.items()},
         "curve": {name: [round(float(x), 5) for x in values] for name, values in means.items()},
         "curve_mean": {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()},
         "levels": {f"{level:.2f}": reached(outcome, level) for level in levels},
         "dependency": dependency(outcome),
         "gradient": gradient(outcome),
     }
+
+
+def over_seeds(values: np.ndarray) -> dict:
+    """{"score", "interval"} of a number per seed."""
+    return {"score": float(values.mean()), "interval": bootstrap_interval(values)}
+
+
+def own_summary(outcome: Outcome) -> dict | None:
+    """Base and final score on the method's own task, in all and per kind."""
+    if outcome.own is None:
+        return None
+    before, after, kinds = outcome.own
+    found = {str(k): {"base": stats.estimate(before[:, kinds == k]), "final": stats.estimate(after[:, kinds == k])}
+             for k in np.unique(kinds)}  # fmt: skip
+    return {"base": stats.estimate(before), "final": stats.estimate(after), "kinds": found}
 
 
 def groups_of(outcome: Outcome, names: np.ndarray) -> dict:
@@ -230,6 +267,8 @@ def paired(first: Outcome, other: Outcome, curves: dict[str, np.ndarray]) -> dic
     """first minus other on equal seeds and, where both met the same, equal questions."""
     a, b = (curves[o.entry.label].mean(axis=1) for o in (first, other))  # [S] each
     result: dict[str, Any] = {"curve_mean": stats.difference_over_seeds(a, b)}
+    result["effects"] = {name: stats.difference_over_seeds(first.effects[name][1], other.effects[name][1])
+                         for name in first.effects if name in other.effects}  # fmt: skip
     if first.ids != other.ids:
         return result
     result["final"] = stats.paired_difference(first.after, other.after)
@@ -252,6 +291,9 @@ def verdicts(result: dict) -> list[dict]:
             if key in pair:
                 value, bounds = pair[key]["difference"], pair[key]["interval"]
                 found.append(verdict(f"`{name}` {words} `{label}` (difference)", value, bounds, 0.0))
+        for effect, gap in pair.get("effects", {}).items():
+            words = f"after training {effect} of `{name}` is above that of `{label}` (difference)"
+            found.append(verdict(words, gap["difference"], gap["interval"], 0.0))
     seen = result["methods"][name]["dependency"]
     if seen is not None:
         statement = "words that only the picture can tell depend more on it than the others (ratio of means)"
@@ -302,7 +344,26 @@ def markdown(result: dict) -> str:
     for v in result["shown"]:
         low, high = v["interval"]
         lines.append(f"- {v['statement']}: **{v['holds']}**, {v['value']:.3f} [{low:.3f}, {high:.3f}]")
-    return "\n".join([*lines, "", *race(result)])
+    return "\n".join([*lines, "", *own_and_effects(result), *race(result)])
+
+
+def own_and_effects(result: dict) -> list[str]:
+    """Markdown: what the paper is about, for every contender; nothing if nothing was measured."""
+    rows = {label: ({"own task": row["own"]} if row["own"] else {}) | row["effects"]
+            for label, row in result["methods"].items()}  # fmt: skip
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    if not names:
+        return []
+    lines = [f"| before → after | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for label, row in rows.items():
+        cells = [change(row[name]) if name in row else "" for name in names]
+        lines.append(f"| `{label}` | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def change(row: dict) -> str:
+    start = row.get("base") or row["before"]
+    return f"{start['score']:.3f} → {number(row.get('final') or row['after'])}"
 
 
 def race(result: dict) -> list[str]:

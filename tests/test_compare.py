@@ -69,7 +69,12 @@ def main(args):
         if (folder.parent / "stop").exists():
             sys.exit(3)
     (folder / "eval_after.json").write_text(evaluation(args.goal, args.seed))
-    (folder / "summary.json").write_text("{}")
+    own = evaluation(args.goal, 0).replace('"task": "count"', '"task": "detect"')
+    (folder / "own_before.json").write_text(evaluation(0.2, 0))
+    (folder / "own_after.json").write_text(own)
+    effects = {"recall": {"before": 0.25, "after": args.goal + 0.01 * args.seed},
+               "missing": {"before": None, "after": 1.0}}
+    (folder / "summary.json").write_text(json.dumps({"effects": effects}))
 
 
 if __name__ == "__main__":
@@ -89,6 +94,18 @@ def methods(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     return folder
+
+
+def test_three_papers_make_an_overview_without_controls(methods, tmp_path, capsys):
+    for name in ("pearl", "vogue"):
+        (methods / f"{name}.py").write_text(FAKE.replace("GOAL", "0.7"))
+    compare.main(settings("vppo", "pearl", "vogue", "grpo"))
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "results/overview.json").read_text())
+    assert list(result["methods"]) == ["vppo", "pearl", "vogue", "grpo"]
+    assert "| method | base | final | gain | color | count |" in shown
+    assert "own task 0.12 → 0.81 ± 0.19; recall 0.25 → 0.60 ± 0.01" in shown
+    assert (tmp_path / "results/overview.png").stat().st_size > 10_000
 
 
 def settings(*names: str, **options) -> compare.Args:
@@ -111,6 +128,13 @@ def test_compares_writes_results_and_does_not_repeat_finished_runs(methods, tmp_
     assert (tmp_path / "results/vppo.png").stat().st_size > 10_000
     holds = {v["statement"]: v["holds"] for v in result["shown"]}
     assert holds["`vppo` is more accurate on average while training than `grpo` (difference)"] == "yes"
+
+    effect = result["methods"]["vppo"]["effects"]["recall"]
+    assert effect["before"]["score"] == 0.25 and effect["after"]["score"] == pytest.approx(0.905)
+    assert list(result["methods"]["vppo"]["effects"]) == ["recall"]
+    assert result["paired"]["grpo"]["effects"]["recall"]["difference"] == pytest.approx(0.3)
+    assert result["methods"]["vppo"]["own"]["final"]["score"] > result["methods"]["vppo"]["own"]["base"]["score"]
+    assert "| before → after | own task | recall |" in shown and "0.250 → 0.905 [0.900, 0.910]" in shown
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/compare/*/seed*/summary.json")}
     assert len(stamps) == 6

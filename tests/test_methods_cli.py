@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from common.args import CommonArgs, chosen_defaults, option_help, parse_args, typed
+from common.errors import SightRLError
 from methods import grpo, sft, vppo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -323,3 +324,14 @@ def kill_in_step(step: int) -> None:
 def test_common_options_are_the_same_everywhere():
     fields = {f.name for f in dataclasses.fields(CommonArgs)}
     assert all(fields <= {f.name for f in dataclasses.fields(m.Args)} for m in METHODS.values())
+
+
+def test_the_evaluation_before_training_can_be_taken_from_another_run(tmp_path):
+    grpo.main(small("grpo", tmp_path / "a"))
+    first = only_run(tmp_path / "a")
+    grpo.main(small("grpo", tmp_path / "b", seed=1, base_from=str(first)))
+    second = only_run(tmp_path / "b")
+    same = [json.loads((folder / "eval_before.json").read_text()) for folder in (first, second)]
+    assert same[0] == same[1]
+    with pytest.raises(SightRLError, match="asked other questions"):
+        grpo.main(small("grpo", tmp_path / "c", base_from=str(first), eval_questions=3))

@@ -17,10 +17,11 @@ import tyro
 
 from common.data import Sample, open_dataset
 from common.evaluation import evaluate
-from common.rewards import accuracy
+from common.rewards import FOUR, accuracy, block, last_boxed, match_boxes, to_box
 from common.rollout import rollout
 from common.vlm import VLM, Prompt, load_vlm
 from common.world import FAMILIES, HABITS, SPLITS, habit_of, make_question, render
+from common.world.taught import SHARES, lesson
 from common.world.train_tiny_vlm import HERE, INSTRUCTION
 
 
@@ -49,7 +50,37 @@ def readable(vlm: VLM, n: int, seed: int) -> dict[str, float]:
             for k in ("color", "shape", "size", "number")}  # fmt: skip
 
 
-def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[str, float], args: Args) -> str:
+def same_answer(said: str, taught: str) -> bool:
+    """Whether a response gives the answer of the careful one: equal boxes (IoU at least 0.5, each once), else equal
+    text."""
+    a, b = (answer_part(text) for text in (said, taught))
+    boxes = [[box for four in FOUR.findall(text) if (box := to_box([float(v) for v in four]))] for text in (a, b)]
+    if boxes[1]:
+        return len(boxes[0]) == len(boxes[1]) == len(match_boxes(*boxes))
+    return " ".join(a.split()) == " ".join(b.split())
+
+
+def answer_part(text: str) -> str:
+    boxed = last_boxed(text)
+    return next((part for part in (boxed, block(text, "answer")) if part is not None), text)
+
+
+def layout_scores(vlm: VLM, questions: int, seed: int) -> dict[str, tuple[float, float]]:
+    """Layout -> (pass@1, pass@8) of answers to careful lessons on the test split, temperature 1."""
+    rng, generator, found = random.Random(seed), torch.Generator().manual_seed(seed), {}
+    for kind in SHARES:
+        asked = [lesson(make_question("test", i), make_question("test", i + 1), rng, habits=False, kind=kind)
+                 for i in range(questions)]  # fmt: skip
+        prompts = [vlm.prompt(prompt, pictures) for pictures, prompt, _ in asked]
+        texts = rollout(vlm, prompts, 8, max_new_tokens=200, generator=generator).texts
+        right = [[same_answer(text, said) for text in texts[8 * i : 8 * i + 8]] for i, (*_, said) in enumerate(asked)]
+        found[kind] = (sum(map(sum, right)) / (8 * questions), sum(map(any, right)) / questions)
+        print(kind, *(f"{x:.3f}" for x in found[kind]), flush=True)
+    return found
+
+
+def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[str, float],
+         layouts: dict[str, tuple[float, float]], args: Args) -> str:  # fmt: skip
     """The model card as Markdown."""
     made = json.loads((folder / "training.json").read_text()) if (folder / "training.json").exists() else {}
     splits = list(tables)
@@ -76,6 +107,8 @@ def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[s
         "| habit | " + " | ".join(splits) + " |", "|---|" + "---|" * len(splits), *habits, "",
         "Single attributes when asked to look at one cell (greedy, test split): "
         + ", ".join(f"{k} {v:.3f}" for k, v in reading.items()) + ".", "",
+        "Other layouts (`common/world/layouts.py`), answers as a careful lesson has them, test split, pass@1 / pass@8:",
+        "", ", ".join(f"{kind} {one:.2f} / {many:.2f}" for kind, (one, many) in layouts.items()) + ".", "",
         "For trying and comparing reinforcement-learning methods on a CPU. It knows nothing but the micro-world.", "",
     ])  # fmt: skip
 
@@ -96,7 +129,8 @@ def main(args: Args) -> None:
         print(split, json.dumps(tables[split]["overall"]), flush=True)
     folder = HERE / "tiny_vlm" if args.model == "tiny" else Path(args.model)
     parameters = sum(p.numel() for p in vlm.model.parameters())
-    text = card(folder, parameters, tables, readable(vlm, 1000, args.seed), args)
+    text = card(folder, parameters, tables, readable(vlm, 1000, args.seed),
+                layout_scores(vlm, 96, args.seed), args)  # fmt: skip
     print(text)
     if args.card:
         (folder / "README.md").write_text(text)

@@ -68,7 +68,7 @@ class Args:
     """Steps of the second phase: captions, single cells, search, careful answers."""
     habit_steps: int = 600
     """Steps of the third phase: the mixture of habits."""
-    layout_steps: int = 2000
+    layout_steps: int = 4000
     """Steps of the fourth phase: descriptions, checklists, boxes, wrong captions, puzzles; 0: none."""
     layout_lr: float = 1e-3
     """Peak learning rate of the fourth phase."""
@@ -328,7 +328,7 @@ def train_eyes(model: Qwen2_5_VLForConditionalGeneration, image_processor: Qwen2
 
 
 # -------------------------------------------------------------------------------------------------------- layouts
-PLAIN_SHARE = 0.36  # of the fourth phase: the questions and habits of the third one, so that nothing is forgotten
+PLAIN_SHARE = 0.28  # of the fourth phase: the questions and habits of the third one, so that nothing is forgotten
 
 
 def lessons(step: int, args: Args, rng: random.Random) -> list[list[Lesson]]:
