@@ -144,7 +144,8 @@ def puzzles_of(args: Args, samples: list[Sample]) -> list[Sample]:
         task = rng.choice(puzzles.TASKS) if args.ssl == "mix" else args.ssl
         one = puzzles.make(task, image, seen[i - 1][1], rng, args.grid, args.size_leak)
         if one is not None:
-            made.append(Sample(sample.id, one["question"], one["answer"], task, one["images"], where=sample.where))
+            name, ask, answer = f"{sample.id}:{task}", one["question"], one["answer"]
+            made.append(Sample(name, ask, answer, task, one["images"], where=sample.where))
     if not made:
         raise SightRLError(f"none of {len(samples)} rows of {args.data} has a picture for --ssl {args.ssl}; it must be "
                            "70 x 70 pixels or more (contrastive: and differ from the one before it).")  # fmt: skip

@@ -186,7 +186,7 @@ def test_only_the_leak_tells_the_angle_by_size(leak, sizes):
 def test_pictures_that_cannot_be_used_are_left_out():
     small, large, text = (SimpleNamespace(id=name, where=name, images=images, load_images=lambda i=images: i)
                           for name, images in (("s", [noise(60, 60)]), ("l", [noise(90, 90)]), ("t", [])))  # fmt: skip
-    assert [one.id for one in puzzles_of(Args(), [small, text, large])] == ["l"]
+    assert [one.id for one in puzzles_of(Args(), [small, text, large])] == ["l:position"]
     assert len(puzzles_of(Args(ssl="contrastive"), [small, text, large])) == 2
     for args, samples in ((Args(), [small]), (Args(ssl="contrastive"), [large]), (Args(), [text])):
         with pytest.raises(SightRLError, match="picture for --ssl"):
