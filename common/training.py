@@ -75,6 +75,14 @@ class Budget:
         out_of_time = bool(minutes) and distributed.agree(seconds >= 60 * minutes)
         return bool(tokens and self.tokens >= tokens) or out_of_time
 
+    def progress(self, step: int, steps: int) -> tuple[int, int]:
+        """(done, total) for schedules over the whole training: in steps, or in tokens if those will run out first.
+
+        Time is left out: with --max-minutes alone a schedule follows the steps, so that it stays reproducible.
+        """
+        limit = self.limits[0]
+        return (self.tokens, limit) if limit and self.tokens * steps >= step * limit else (step, steps)
+
     def state_dict(self) -> dict:
         return {"tokens": self.tokens, "seconds": self.seconds + time.monotonic() - self.started}
 
@@ -264,7 +272,8 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
 
     score(response, sample): grade in [0, 1]. samples: split -> questions; default: the held-out questions of
     the data. make(vlm, sample): another prompt than --prompt. kind: "eval" for the questions of the data, which
-    all methods share; "own" for the task that a method trains on, if that is another one.
+    all methods share; "own" for the task that a method trains on, if that is another one; any other word for a
+    further probe.
     None with --eval-questions 0; a file is read by process 0 alone. Answers are sampled at temperature 1 without
     top-p, as the papers evaluate.
     """
@@ -273,7 +282,7 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
         return None
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already
         return Evaluation.load(path) if distributed.is_main() else None
-    what = {"eval": "held-out accuracy", "own": "score on its own task"}[kind]
+    what = {"eval": "held-out accuracy", "own": "score on its own task"}.get(kind, f"score {kind}")
     asked = samples or held_out(args)
     evaluation = taken_over(args, path.name, asked) if name == "before" else None
     if evaluation is None:
