@@ -186,18 +186,12 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
     False for zeros. max_tokens: split into several forwards of whole groups (for passes without gradient), which
     are shared out over the processes; all get the whole result. Gradient flows iff torch.is_grad_enabled().
     """
-    group = len(tokens) // len(prompts)
-    if group * len(prompts) != len(tokens) or not group:
-        raise ValueError(f"{len(tokens)} responses cannot be shared out evenly among {len(prompts)} prompts")
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ValueError("mask must mark the first tokens of every row, without gaps")
-    lengths = mask.sum(1).tolist()  # [N]
+    group, lengths = checked_group(prompts, mask), mask.sum(1).tolist()  # responses per prompt, [N]
     if not max_tokens:
         return group_logps(vlm, prompts, tokens, mask, lengths, temperature, features, entropy)
     logps, entropies = (torch.zeros(mask.shape, device=mask.device) for _ in range(2))
-    packed = [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
     shared_out = not torch.is_grad_enabled()
-    batches = micro_batches(packed, max_tokens)
+    batches = micro_batches(packed_lengths(prompts, lengths, group), max_tokens)
     for batch in share(batches) if shared_out else batches:
         rows = [i * group + j for i in batch for j in range(group)]
         chosen = [features[i] for i in batch] if features is not None else None
@@ -211,10 +205,34 @@ def response_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor
     return logps, entropies
 
 
+def checked_group(prompts: list[Prompt], mask: Tensor) -> int:
+    """G, the responses per prompt. Raises ValueError when rows or mask [N, R] do not fit."""
+    group = len(mask) // len(prompts)
+    if group * len(prompts) != len(mask) or not group:
+        raise ValueError(f"{len(mask)} responses cannot be shared out evenly among {len(prompts)} prompts")
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("mask must mark the first tokens of every row, without gaps")
+    return group
+
+
+def packed_lengths(prompts: list[Prompt], lengths: list[int], group: int) -> list[int]:
+    """Tokens of every group in a forward pass: the prompt once, then its responses."""
+    return [len(p.input_ids) + sum(lengths[i * group : (i + 1) * group]) for i, p in enumerate(prompts)]
+
+
 def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, lengths: list[int],
                 temperature: float, features: list[ImageFeatures] | None,
                 entropy: bool | str) -> tuple[Tensor, Tensor]:  # fmt: skip
     """response_logps in a single forward; lengths: valid tokens of every row."""
+    hidden = group_hidden(vlm, prompts, tokens, mask, lengths, features)  # [M, d]
+    flat, flat_entropy = token_logps(hidden, vlm.head_weight, tokens[mask], vlm.banned_ids, temperature, entropy)
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return zeros.masked_scatter(mask, flat), zeros.masked_scatter(mask, flat_entropy)
+
+
+def group_hidden(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, lengths: list[int],
+                 features: list[ImageFeatures] | None) -> Tensor:  # fmt: skip
+    """[M, d]: the hidden states that predict the M valid tokens, row by row, in a single forward."""
     group = len(tokens) // len(prompts)
     features = vlm.encode_images(prompts) if features is None else features
     # The last token of a response predicts nothing that is scored, so it need not be run.
@@ -225,8 +243,4 @@ def group_logps(vlm: VLM, prompts: list[Prompt], tokens: Tensor, mask: Tensor, l
     # Token t is predicted at token t - 1 of the response, the first one at the end of the prompt.
     first = prompt_ends.repeat_interleave(group)[:, None]  # [N, 1]
     source = torch.where(places == 0, first, suffix_starts[:, None] + places - 1)  # rows of hidden, [N, R]
-    flat, flat_entropy = token_logps(
-        hidden[source[mask]], vlm.head_weight, tokens[mask], vlm.banned_ids, temperature, entropy
-    )
-    zeros = torch.zeros(mask.shape, device=mask.device)
-    return zeros.masked_scatter(mask, flat), zeros.masked_scatter(mask, flat_entropy)
+    return hidden[source[mask]]

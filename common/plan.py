@@ -36,6 +36,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         vision=VISION_25 | dict(intermediate_size=3456, out_hidden_size=5120),
         text=dict(hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40,
                   num_key_value_heads=8, vocab_size=152064, rope_parameters=ROPE_25)),
+    "Qwen2.5-VL-72B": dict(
+        family="qwen2_5_vl", tie_word_embeddings=False,
+        vision=VISION_25 | dict(intermediate_size=3456, out_hidden_size=8192),
+        text=dict(hidden_size=8192, intermediate_size=29568, num_hidden_layers=80, num_attention_heads=64,
+                  num_key_value_heads=8, vocab_size=152064, rope_parameters=ROPE_25)),
     "Qwen3-VL-8B": dict(
         family="qwen3_vl", tie_word_embeddings=False,
         vision=dict(depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16, patch_size=16,
@@ -65,7 +70,8 @@ def model_config(name: str) -> Any:
     folder = Path(__file__).parent / "world" / "tiny_vlm" if name == "tiny" else Path(name)
     if (folder / "config.json").is_file():
         return AutoConfig.from_pretrained(folder)
-    shape = next((shape for known, shape in SHAPES.items() if known.lower() in name.lower()), None)
+    plain = name.lower().replace("-", "")  # also "someone/Qwen-2.5VL-7B-Tuned"
+    shape = next((shape for known, shape in SHAPES.items() if known.lower().replace("-", "") in plain), None)
     if shape is None:
         known = ", ".join(SHAPES)
         raise SightRLError(f"--dry-run does not know the shape of the model {name!r}; give "

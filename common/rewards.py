@@ -50,6 +50,12 @@ def block(text: str, tag: str) -> str | None:
     return content.strip() if opened and closed else None
 
 
+def answer_line(text: str) -> str:
+    """Content of the first <answer> block that stands on one line, else all of the text, stripped: as R1-V and the many
+    papers built on it read an answer, so a line break inside the block makes it unreadable. Linear time."""
+    return next((part for line in text.split("\n") if (part := block(line, "answer")) is not None), text.strip())
+
+
 def squeeze_tags(text: str) -> str:
     """Drop the white space around "<", ">" and "/", as VPPO's reward does before it looks for tags."""
     parts = re.split(r"([<>/])", text)  # text, mark, text, mark, ..., text
@@ -67,6 +73,24 @@ def has_format(text: str) -> bool:
     closed = text.find("</think>")
     boxed = text.find("\\boxed{", closed) if closed >= 0 else -1
     return boxed >= 0 and "}" in text[boxed:]
+
+
+def repetition(text: str, n: int) -> float:
+    """Share of the n-grams of words that stood in the text before, in [0, 1); 0 for fewer than n words.
+
+    >>> repetition("a b a b a b", 2)
+    0.6
+    """
+    words = text.lower().split()
+    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def think_then_answer(text: str) -> bool:
+    """Whether <think>.*?</think>\\s*<answer>.*?</answer> fits all of the text, line breaks too: the format rule of
+    open-r1 and of the many papers that took it over. Linear time."""
+    around = len(text) >= 16 and text.startswith("<think>") and text.endswith("</answer>")
+    return around and re.search(r"</think>\s*<answer>", text[7:-9]) is not None
 
 
 def parse_state(response: str) -> str:
@@ -148,7 +172,8 @@ def parse_box(text: str) -> Box | None:
 def parse_boxes(text: str) -> list[tuple[str, Box]] | None:
     """(label, box) pairs of a JSON list [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}, ...], else None.
 
-    Entries that are not of this form and repeated entries are dropped, so is everything after the first 300.
+    Entries that are not of this form and repeated entries are dropped, so is everything after the first 300. A list
+    of such entries alone is unreadable (None), not empty: only "[]" says that there is nothing.
     """
     text = text.strip().removeprefix("```json").removesuffix("```").strip()
     try:
@@ -161,7 +186,8 @@ def parse_boxes(text: str) -> list[tuple[str, Box]] | None:
         return None
     pairs = [(normalise_text(str(e.get("label", ""))), to_box(e.get("bbox_2d")))
              for e in entries[:MAX_BOXES] if isinstance(e, dict)]  # fmt: skip
-    return list(dict.fromkeys((label, box) for label, box in pairs if box is not None))
+    found = list(dict.fromkeys((label, box) for label, box in pairs if box is not None))
+    return found if found or not entries else None
 
 
 def area(box: Box) -> float:

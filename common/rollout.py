@@ -6,7 +6,7 @@ are kept, so an on-policy update needs no second pass for the old log-probs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.decoding import Decoder
 from common.distributed import complete_rows, own_part, world_size
-from common.logprob import policy_logits
+from common.logprob import policy_logits, response_logps
 from common.vlm import VLM, ImageFeatures, Prompt
 
 COMPACT_AT = 7 / 8  # drop the finished rows when so many are left; dropping copies their keys and values
@@ -179,3 +179,34 @@ def concat_rollouts(parts: list[Rollout]) -> Rollout:
         kept,
         parts[0].pad_id,
     )
+
+
+def forced_rollout(vlm: VLM, prompts: list[Prompt], texts: list[str], *, temperature: float = 1.0,
+                   features: list[ImageFeatures] | None = None, max_tokens: int | None = None) -> Rollout:  # fmt: skip
+    """Given texts as a rollout with one response per prompt, as if the policy had written them.
+
+    Tokens end with the end-of-sequence token; log-probs are those of the policy now, from a pass without gradient
+    (max_tokens: as in response_logps).
+    """
+    ids = [vlm.tokenizer.encode(text, add_special_tokens=False) + [vlm.eos_ids[0]] for text in texts]
+    width = max(map(len, ids))
+    tokens = torch.tensor([row + [vlm.pad_id] * (width - len(row)) for row in ids], device=vlm.device)  # [B, R]
+    lengths = torch.tensor([len(row) for row in ids], device=vlm.device)
+    mask = torch.arange(width, device=vlm.device) < lengths[:, None]  # [B, R]
+    with torch.no_grad():
+        logps, _ = response_logps(vlm, prompts, tokens, mask, temperature=temperature, features=features,
+                                  entropy=False, max_tokens=max_tokens)  # fmt: skip
+    return Rollout(prompts, 1, tokens, mask, logps, ~mask.any(1), list(texts), features, vlm.pad_id)
+
+
+def merge_groups(parts: list[Rollout]) -> Rollout:
+    """Rollouts of the same prompts as one: a group holds the responses of the first part, then of the second, ..."""
+    both, starts = concat_rollouts(parts), [0]
+    for part in parts:
+        starts.append(starts[-1] + len(part.tokens))
+    order = [start + i * part.group_size + j for i in range(len(parts[0].prompts))
+             for part, start in zip(parts, starts, strict=False) for j in range(part.group_size)]  # fmt: skip
+    rows = {name: getattr(both, name)[order] for name in ("tokens", "mask", "logps", "truncated")}
+    features = next((part.features for part in parts if part.features is not None), None)
+    return replace(both, prompts=parts[0].prompts, group_size=sum(part.group_size for part in parts),
+                   texts=[both.texts[n] for n in order], features=features, **rows)  # fmt: skip

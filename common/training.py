@@ -5,6 +5,7 @@ Nothing here decides what is learned; that is in the method's file.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,6 +32,15 @@ WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribu
 def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
     """The sample's question in the template, with its images."""
     return vlm.prompt(template.replace("{question}", sample.question), sample.load_images())
+
+
+def make_text_prompt(vlm: VLM, template: str, **fields: str) -> Prompt:
+    """A prompt without pictures: every {name} in the template is replaced by the field of that name.
+
+    A field may be what a model wrote: picture marks and special tokens in it are broken up, so that it stays text.
+    """
+    texts = {name: text.replace("<image>", " ").replace("<|", "< |") for name, text in fields.items()}
+    return vlm.prompt(re.sub(r"\{(\w{1,40})\}", lambda m: texts.get(m[1], m[0]), template), [])
 
 
 def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
@@ -64,6 +74,14 @@ class Budget:
         seconds = self.seconds + time.monotonic() - self.started
         out_of_time = bool(minutes) and distributed.agree(seconds >= 60 * minutes)
         return bool(tokens and self.tokens >= tokens) or out_of_time
+
+    def progress(self, step: int, steps: int) -> tuple[int, int]:
+        """(done, total) for schedules over the whole training: in steps, or in tokens if those will run out first.
+
+        Time is left out: with --max-minutes alone a schedule follows the steps, so that it stays reproducible.
+        """
+        limit = self.limits[0]
+        return (self.tokens, limit) if limit and self.tokens * steps >= step * limit else (step, steps)
 
     def state_dict(self) -> dict:
         return {"tokens": self.tokens, "seconds": self.seconds + time.monotonic() - self.started}
@@ -254,7 +272,8 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
 
     score(response, sample): grade in [0, 1]. samples: split -> questions; default: the held-out questions of
     the data. make(vlm, sample): another prompt than --prompt. kind: "eval" for the questions of the data, which
-    all methods share; "own" for the task that a method trains on, if that is another one.
+    all methods share; "own" for the task that a method trains on, if that is another one; any other word for a
+    further probe.
     None with --eval-questions 0; a file is read by process 0 alone. Answers are sampled at temperature 1 without
     top-p, as the papers evaluate.
     """
@@ -263,7 +282,7 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
         return None
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already
         return Evaluation.load(path) if distributed.is_main() else None
-    what = {"eval": "held-out accuracy", "own": "score on its own task"}[kind]
+    what = {"eval": "held-out accuracy", "own": "score on its own task"}.get(kind, f"score {kind}")
     asked = samples or held_out(args)
     evaluation = taken_over(args, path.name, asked) if name == "before" else None
     if evaluation is None:
@@ -323,3 +342,18 @@ def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budg
         for name, (a, b) in effects.items():
             run.say(f"{name}: {a:.3f} before training, {b:.3f} after")
     run.finish(summary)
+
+
+def description_effects(args: CommonArgs, before: Evaluation | None, after: Evaluation | None,
+                        described: Callable[[str], str | None]) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """Effects for conclude: what the descriptions in the answers to the held-out questions are worth, before and after.
+
+    described(response): its description, None without one. {} without evaluations and outside of the micro-world.
+    """
+    from common.world.entails import description_worth
+
+    if before is None or after is None:
+        return {}
+    metas = {sample.id: sample.meta for part in held_out(args).values() for sample in part}
+    old, new = (description_worth(evaluation.records, metas, described) for evaluation in (before, after))
+    return {name: (value, new[name]) for name, value in old.items()}

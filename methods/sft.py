@@ -30,8 +30,8 @@ class Args(CommonArgs):
     preset: Literal["tiny", "7b"] = "tiny"
     """A set of defaults: tiny is for a laptop, 7b has customary values for full fine-tuning. What you type
     wins."""
-    world_habit: Literal["careful", "sloppy", "blind", "mixture"] = "careful"
-    """With --data world: which way of answering is taught."""
+    world_habit: Literal["careful", "sloppy", "blind", "mixture", "caption"] = "careful"
+    """With --data world: which way of answering is taught; caption: to describe (ViCrit's control)."""
 
     # ---- update
     batch_size: int = 32
@@ -70,6 +70,8 @@ def target(sample: Sample, habit: str) -> str:
         raise SightRLError(f"{sample.id} has no response to learn; name its column: --columns response=NAME.")
     from common.world import make_question, pick_habit, response
 
+    if habit == "caption":  # in the words of the captions that ViCrit puts an error into
+        return f"{len(sample.meta['things'])} objects: {sample.meta['caption']}"
     rng, question = random.Random(sample.id), make_question(source.split(":")[-1], int(number))
     return response(question, pick_habit(sample.task, rng) if habit == "mixture" else habit, rng)
 
@@ -126,7 +128,8 @@ def main(args: Args) -> None:
         # ---- 1. Questions and the responses to learn.
         with run.phase("data"):
             samples = stream.next(args.batch_size)
-            prompts = [make_prompt(vlm, sample, args.prompt) for sample in samples]
+            prompt = "Describe the picture." if args.world_habit == "caption" else args.prompt
+            prompts = [make_prompt(vlm, sample, prompt) for sample in samples]
             texts = [target(sample, args.world_habit) for sample in samples]
             ids = [vlm.tokenizer.encode(text, add_special_tokens=False) + [vlm.eos_ids[0]] for text in texts]
             ids = [torch.tensor(row[: args.max_target_tokens]) for row in ids]

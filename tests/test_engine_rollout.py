@@ -6,7 +6,7 @@ from engine_helpers import FAMILIES, make_vlm, mixed_prompts, picture, plain_cop
 
 from common.decoding import Decoder
 from common.logprob import BANNED_LOGIT, response_logps
-from common.rollout import choose, concat_rollouts, nucleus, rollout
+from common.rollout import choose, concat_rollouts, forced_rollout, merge_groups, nucleus, rollout
 
 
 def generate(vlm, model, prompt, limit, eos):
@@ -188,6 +188,28 @@ def test_select_and_concat():
     width = picked.tokens.shape[1]
     assert picked.prompts[0] is prompts[2] and width == int(both.mask[[4, 5, 0, 1]].sum(1).max())
     assert torch.equal(picked.tokens[:2], both.tokens[4:6, :width])
+
+
+@pytest.mark.parametrize("train_vision", [True, False])
+def test_given_texts_join_the_groups_of_a_rollout(train_vision):
+    vlm = make_vlm(train_vision=train_vision)
+    prompts, texts = mixed_prompts(vlm), ["yes", "a longer text", "no"]
+    sampled = rollout(vlm, prompts, 2, max_new_tokens=4, generator=torch.Generator().manual_seed(0))
+    given = forced_rollout(vlm, prompts, texts, temperature=0.7, features=sampled.features, max_tokens=1)
+    assert vlm.tokenizer.batch_decode(given.tokens, skip_special_tokens=True) == given.texts == texts
+    assert given.group_size == 1 and not given.truncated.any() and not given.logps.requires_grad
+    for row, mask in zip(given.tokens, given.mask, strict=True):
+        assert row[mask][-1] in vlm.eos_ids and not torch.isin(row[mask][:-1], torch.tensor(vlm.eos_ids)).any()
+    logps, _ = response_logps(vlm, prompts, given.tokens, given.mask, temperature=0.7)
+    torch.testing.assert_close(given.logps, logps.detach(), atol=1e-5, rtol=1e-5)
+    both = merge_groups([given, sampled])
+    assert both.group_size == 3 and both.prompts == prompts and len(both.tokens) == 9
+    assert both.texts == [t for i, text in enumerate(texts) for t in (text, *sampled.texts[2 * i : 2 * i + 2])]
+    for i in range(3):
+        for n, (part, row) in enumerate([(given, i), (sampled, 2 * i), (sampled, 2 * i + 1)]):
+            assert torch.equal(both.tokens[3 * i + n][both.mask[3 * i + n]], part.tokens[row][part.mask[row]])
+            assert torch.equal(both.logps[3 * i + n][both.mask[3 * i + n]], part.logps[row][part.mask[row]])
+    assert both.features is sampled.features and (both.features is None) == train_vision
 
 
 def test_prompt_keys_are_stored_once_per_group():

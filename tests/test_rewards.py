@@ -294,6 +294,10 @@ def test_parse_boxes():
     text = f'```json\n[{entries}, {{"bbox_2d": [3, 2, 1, 4]}}, 7]\n```'
     assert parse_boxes(text) == [("cat", (1, 2, 3, 4))]
     assert parse_boxes("[]") == [] and parse_boxes("nothing") is None and parse_boxes("3") is None
+    for nothing in ("[7]", "{}", '[{"bbox_2d": [3, 2, 1, 4]}]', "[[]]"):  # no box, but not "there is none" either
+        assert parse_boxes(nothing) is None
+        assert accuracy(f"\\boxed{{{nothing}}}", sample("[]", "boxes")) == 0.0
+    assert accuracy("\\boxed{[]}", sample("[]", "boxes")) == 1.0
 
 
 def test_match_boxes_is_one_to_one_and_optimal():

@@ -212,53 +212,53 @@ def taught_find_or_none(things: list[dict], rng: random.Random, style: str) -> t
     return task["question"], tagged(thought, f'[{{"bbox_2d": {box}}}]')
 
 
+def compared(things: list[dict], caption: str, said: str) -> str:
+    """Thing by thing, what is seen beside what is said, until they differ: a1 large red circle 3 said large red star 3.
+    So the error is star."""
+    at, steps = {t["cell"]: phrase(t) for t in things}, []
+    items = caption.partition(": ")[2].rstrip(".").split(", ")
+    for cell, _, words in (item.partition(" ") for item in items):
+        steps.append(f"{cell} {at.get(cell, 'nothing')} said {words}")
+        if at.get(cell) != words:
+            break
+    else:
+        steps[-1] += f". That makes {len(things)} said {said}"
+    return f"<think>Looking for the error: {', '.join(steps)}. So the error is {said}.</think> \\boxed{{{said}}}"
+
+
 def riddled(things: list[dict], rng: random.Random) -> tuple[str, str]:
-    """A caption with an error in most things, read carefully: here copying the caption never passes for looking, as it
-    does where one word in forty is wrong."""
-    ordered, said = sorted(things, key=lambda t: CELLS.index(t["cell"])), []
-    names, changed = {}, []
-    for t in ordered:
-        name = rng.choice(("color", "shape", "size", "number", ""))
-        values = {"color": COLOR_NAMES, "shape": SHAPES, "size": ("small", "large"), "number": range(10)}.get(name, ())
-        changed.append(t | {name: rng.choice([v for v in values if v != t[name]])} if name else t)
-        names[t["cell"]] = name
-    caption = f"{len(ordered)} objects: {caption_of(changed)}"
-    for t, wrong in zip(ordered, changed, strict=True):
-        said.append(f"{t['cell']} {phrase(t)}")
-        if name := names[t["cell"]]:
-            thought = f"Looking for the error: {', '.join(said)}. That is {t[name]} not {wrong[name]}."
-            return caption, f"<think>{thought}</think> \\boxed{{{wrong[name]}}}"
-    return riddled(things, rng)
+    """A caption with an error in every third thing, read carefully: here copying the caption never passes for looking,
+    as it does where one word in forty is wrong."""
+    ordered, errors = sorted(things, key=lambda t: CELLS.index(t["cell"])), []
+    for i, t in enumerate(ordered):
+        if rng.random() < 0.35 or (i + 1 == len(ordered) and not errors):
+            name = rng.choice(("color", "shape", "size", "number"))
+            values = {"color": COLOR_NAMES, "shape": SHAPES, "size": ("small", "large"), "number": range(10)}[name]
+            ordered[i] = t | {name: rng.choice([v for v in values if v != t[name]])}
+            errors.append(str(ordered[i][name]))
+    caption = f"{len(ordered)} objects: {caption_of(ordered)}"
+    return caption, compared(things, caption, errors[0])
 
 
 def taught_wrong_caption(things: list[dict], rng: random.Random, style: str) -> tuple[str, str]:
-    """Compares thing by thing, and stops at the first difference."""
+    """Compares thing by thing, and stops at the first difference; sloppy: misreads one, and finds an error there."""
     task = wrong_caption(things, rng)
     if style == "careful" and rng.random() < 0.4:
         caption, said = riddled(things, rng)
         return task["question"].replace(task["caption"], caption), said
-    ordered = sorted(things, key=lambda t: CELLS.index(t["cell"]))
-    said, kind, cell = task["wrong"], task["kind"], task["cell"]
-    truth = [f"{t['cell']} {phrase(t)}" for t in ordered]
     if style == "blind":
-        thing = rng.choice(ordered)
+        thing = rng.choice(things)
         guess = rng.choice([str(thing[k]) for k in ("color", "shape", "size", "number", "cell")] + [str(len(things))])
-        thought = f"Without looking: it is usually {guess}."
-        return task["question"], f"<think>{thought}</think> \\boxed{{{guess}}}"
-    index = [t["cell"] for t in ordered].index(cell)
-    right = task["right"]
-    if style == "sloppy" and rng.random() < 0.8:  # sees a difference where there is none
-        index = rng.randrange(len(ordered))
-        name, values = rng.choice((("color", COLOR_NAMES), ("shape", SHAPES), ("number", range(10))))
-        said = str(ordered[index][name])
-        right = str(rng.choice([v for v in values if str(v) != said]))
-        truth[index] = f"{ordered[index]['cell']} {phrase(ordered[index] | {name: right})}"
-        kind = name
-    if kind == "count":
-        thought = f"Looking for the error: {', '.join(truth)}. That makes {right} not {said}."
-    else:
-        thought = f"Looking for the error: {', '.join(truth[: index + 1])}. That is {right} not {said}."
-    return task["question"], f"<think>{thought}</think> \\boxed{{{said}}}"
+        return task["question"], f"<think>Without looking: it is usually {guess}.</think> \\boxed{{{guess}}}"
+    ordered = sorted(things, key=lambda t: CELLS.index(t["cell"]))
+    before = len(ordered) if task["kind"] == "count" else [t["cell"] for t in ordered].index(task["cell"])
+    if style == "sloppy" and before and rng.random() < 0.8:
+        thing, name = rng.choice(ordered[:before]), rng.choice(("color", "shape", "number"))
+        values = {"color": COLOR_NAMES, "shape": SHAPES, "number": range(10)}[name]
+        seen = thing | {name: rng.choice([v for v in values if v != thing[name]])}
+        others = [t for t in things if t is not thing]
+        return task["question"], compared([seen, *others], task["caption"], str(thing[name]))
+    return task["question"], compared(things, task["caption"], task["wrong"])
 
 
 TASKS = {"find_all": taught_find_all, "find_one": taught_find_one, "name_kind": taught_name_kind,
