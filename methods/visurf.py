@@ -240,8 +240,8 @@ def main(args: Args) -> None:
         set_learning_rate(optimizer, args.lr * min(1.0, (step + 1) / max(1, args.warmup_steps)))
 
         # ---- 1. Ask, answer, grade. SFT samples nothing: its rollout are the labels.
-        done = max(step / args.steps, budget.tokens / (args.budget_tokens or 1e18))
-        sft, visurf = done < {"sft": 1.0, "sft_grpo": 0.5}.get(args.variant, 0.0), args.variant == "visurf"
+        done, total = budget.progress(step, args.steps)
+        sft, visurf = done < {"sft": 1.0, "sft_grpo": 0.5}.get(args.variant, 0.0) * total, args.variant == "visurf"
         with run.phase("data"):
             samples = [task_of(args, sample) for sample in stream.next(args.prompts_per_step)]
             prompts = [make_prompt(vlm, sample, args.own_prompt) for sample in samples]
