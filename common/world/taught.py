@@ -218,7 +218,7 @@ def riddled(things: list[dict], rng: random.Random) -> tuple[str, str]:
     ordered, said = sorted(things, key=lambda t: CELLS.index(t["cell"])), []
     names, changed = {}, []
     for t in ordered:
-        name = rng.choice(("color", "shape", "size", "number", ""))
+        name = rng.choice(("color", "shape", "size", "number")) if rng.random() < 0.35 else ""
         values = {"color": COLOR_NAMES, "shape": SHAPES, "size": ("small", "large"), "number": range(10)}.get(name, ())
         changed.append(t | {name: rng.choice([v for v in values if v != t[name]])} if name else t)
         names[t["cell"]] = name

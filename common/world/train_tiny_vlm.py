@@ -72,6 +72,8 @@ class Args:
     """Steps of the fourth phase: descriptions, checklists, boxes, wrong captions, puzzles; 0: none."""
     layout_lr: float = 1e-3
     """Peak learning rate of the fourth phase."""
+    layout_focus: str = ""
+    """A layout that half of the fourth phase's lessons are of."""
     batch: int = 64
     """Examples per step."""
     lr: float = 1.5e-3
@@ -341,7 +343,8 @@ def lessons(step: int, args: Args, rng: random.Random) -> list[list[Lesson]]:
             pool.append(([render(q.scene)], asked, said))
         else:
             habits = rng.random() < 2 * step / args.layout_steps
-            pool.append(lesson(make_question("train", i), make_question("train", i + 1), rng, habits))
+            kind = args.layout_focus if rng.random() < 0.5 else ""
+            pool.append(lesson(make_question("train", i), make_question("train", i + 1), rng, habits, kind))
     pool.sort(key=lambda one: len(one[1]) + len(one[2]))
     parts = [pool[i : i + args.batch] for i in range(0, len(pool), args.batch)]
     rng.shuffle(parts)
