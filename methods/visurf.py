@@ -12,7 +12,7 @@ forced and graded by the same rules: where the policy fails y has a large advant
 drops to the rollouts' mean once the best of them reaches it. The task here: find a thing, or [] if there is none.
 Published: ViSurf beats SFT, RLVR and SFT then RLVR in all domains, most where the base is weak, without forgetting
 (Qwen2.5-VL-7B; no numbers could be read). Differences from the paper:
-1. Rewards as VisionReasoner's (inferred): thinking 1, format 1, F1 of boxes 2; with 1, a well-formed failure silences y.
+1. Rewards as VisionReasoner's (inferred): thinking 1, format 1, F1 of boxes 2; at 1 a well-formed failure silences y.
 2. Token mean in a sequence, eps 0.2, Bessel std + 1e-6, no KL, first eliminate, then smooth, preset: all (inferred).
 3. pi_old(y) comes from a pass without gradient before the update. Label tokens count as generated.
 
