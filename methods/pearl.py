@@ -161,7 +161,7 @@ def probe_of(sample: Sample, kind: str) -> Sample:
     if "things" in sample.meta:
         things, relevant = sample.meta["things"], sample.meta["relevant"]
         pairs = checklist(sample.task, sample.question, things, relevant)
-        pairs = dense_checklist(things, relevant, random.Random(sample.id), len(pairs)) if kind == "dense" else pairs
+        pairs = dense_checklist(things, relevant, random.Random(sample.id)) if kind == "dense" else pairs
     if not pairs or any("" in pair or "None" in pair for pair in pairs):
         raise SightRLError(f"{sample.where or sample.id} needs a column named checklist: [{{question, answer}}, ...].")
     meta = {name: value for name, value in sample.meta.items() if name != "things"} | {"checklist": pairs}

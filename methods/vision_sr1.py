@@ -63,7 +63,7 @@ class Args(CommonArgs):
     """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: 384 or 512."""
-    max_new_tokens: int = 80
+    max_new_tokens: int = 128
     """L_max: longest response in tokens. Published: 2048."""
     temperature: float = 1.0
     """Sampling temperature; training scores the same distribution. Published: 1.0."""

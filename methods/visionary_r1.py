@@ -61,7 +61,7 @@ class Args(CommonArgs):
     """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: 384 or 512."""
-    max_new_tokens: int = 80
+    max_new_tokens: int = 128
     """L_max: longest response in tokens. Published: 768."""
     temperature: float = 1.0
     """Sampling temperature; training scores the same distribution. Published: 0.9 (inferred)."""
@@ -157,8 +157,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
     return right, terms
 
 
-def caption_rewards(args: Args, captions: dict[int, str], replies: list[str], samples: list[Sample],
-                    call: int) -> list[float]:  # fmt: skip
+def caption_rewards(args: Args, captions: dict[int, str], replies: list[str], samples: list[Sample], call: int) -> list:
     """One per response, for the reply to its caption. captions: row -> caption where there is one; call: 1, 2, ..."""
     from common.world.entails import leaks
 
@@ -166,9 +165,8 @@ def caption_rewards(args: Args, captions: dict[int, str], replies: list[str], sa
     weight = args.caption_weight * (call if "growing" in args.bugs else 1)
     for i, (n, reply) in enumerate(zip(captions, replies, strict=True)):
         place = n // G * G + sum(m // G == n // G for m in list(captions)[:i]) if "shifted" in args.bugs else n
-        caught = args.checker == "rule" and leaks(captions[n], samples[n // G].answer)
-        if reply.strip() != HACKING and not caught:
-            rewards[place] = weight * accuracy(f"<answer>{reply}</answer>", samples[n // G])
+        refused = reply.strip() == HACKING or (args.checker == "rule" and leaks(captions[n], samples[n // G].answer))
+        rewards[place] = 0.0 if refused else weight * accuracy(f"<answer>{reply}</answer>", samples[n // G])
     return rewards
 
 

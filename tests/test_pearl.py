@@ -253,7 +253,7 @@ def test_checklists_of_the_micro_world(split):
             sample.task, sample.question, sample.meta["things"], sample.meta["relevant"]
         )
         assert fidelity(probe.answer, probe) == 1 and fidelity("", probe) == 0
-        assert len(dense.meta["checklist"]) == len(probe.meta["checklist"]) and dense == probe_of(sample, "dense")
+        assert len(dense.meta["checklist"]) == 2 and dense == probe_of(sample, "dense")
         assert dense.question != probe.question and (probe.id, probe.images) == (sample.id, sample.images)
         assert "things" not in probe.meta and "things" in sample.meta
 

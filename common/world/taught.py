@@ -50,6 +50,9 @@ def lesson(q: Question, other: Question, rng: random.Random, habits: bool, kind:
         return puzzle(kind, q, other, rng, habit(rng, habits))
     if kind == "drill":
         return drill(q, rng)
+    if kind == "wrong_caption" and rng.random() < 0.5:  # few things to compare: learned first
+        count = rng.randint(1, 3)
+        q = replace(q, scene=replace(q.scene, things=q.scene.things[:count]))
     if kind in TASKS:
         question, said = TASKS[kind]([thing_record(t) for t in q.scene.things], rng, habit(rng, habits))
         return [render(q.scene)], prompt_of("boxed" if kind == "wrong_caption" else "answer", question=question), said

@@ -335,14 +335,14 @@ PLAIN_SHARE = 0.28  # of the fourth phase: the questions and habits of the third
 
 def lessons(step: int, args: Args, rng: random.Random) -> list[list[Lesson]]:
     """The examples of the POOL steps from `step` on, sorted by length into batches, in random order. Careful answers
-    only at first, the mixture of habits from the middle on."""
+    only in the first quarter, the mixture of habits in the last one."""
     pool = []
     for i in range(step * args.batch, (step + POOL) * args.batch):
         if rng.random() < PLAIN_SHARE:
             q, asked, said = example(i, HABITS, rng)
             pool.append(([render(q.scene)], asked, said))
         else:
-            habits = rng.random() < 2 * step / args.layout_steps
+            habits = rng.random() < 2 * step / args.layout_steps - 0.5
             kind = args.layout_focus if rng.random() < 0.5 else ""
             pool.append(lesson(make_question("train", i), make_question("train", i + 1), rng, habits, kind))
     pool.sort(key=lambda one: len(one[1]) + len(one[2]))
