@@ -63,7 +63,7 @@ class Args(CommonArgs):
     """G: responses per prompt. Published: not given; 8 (inferred)."""
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: not given; 512 (inferred)."""
-    max_new_tokens: int = 96
+    max_new_tokens: int = 144
     """L_max: longest response in tokens. Published: 2048."""
     temperature: float = 1.0
     """Sampling temperature; training scores the same distribution. Published: 1.0."""
