@@ -127,7 +127,7 @@ class Args(CommonArgs):
     mini_batch_prompts: int = 0
     """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 0."""
     micro_tokens: int = 16384
-    """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
+    """Tokens per forward pass, prompts included: bounds the memory, and with token_mean_micro weighs the tokens."""
     recompute_old_logps: bool = False
     """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
     lr: float = 1e-4
