@@ -62,7 +62,7 @@ CLAIMS = {
     "base 19.6, SFT 25.2, Visual-RFT 40.6; novel classes 9.8, 13.6, 31.3; Qwen2-VL-2B).",
     "perception_r1": "GRPO on accuracy alone does not improve perception (McNemar p 0.69), a reward for stated visual "
     "facts does (p 0.04) and lifts accuracy (MathVista 73.3 to 74.2, MathVerse 51.3 to 54.3; 7B).",
-    "pearl": "a checklist of the question's own facts that gates and weighs the reasoning beats GRPO (47.9 against 44.2,"
+    "pearl": "a checklist of the question's own facts that gates and weighs the reasoning beats GRPO (47.9 to 44.2,"
     " mean of six sets, 7B); a checklist of other facts does less (45.5).",
     "vicrit": "finding one wrong phrase in captions lifts other tasks (50.6 to 53.0, mean of 8 benchmarks, 7B); "
     "teaching the same captions by SFT does not (48.4).",
