@@ -13,6 +13,7 @@ from functools import partial
 
 import pytest
 
+import vicrit_bench
 from common import captions, corrupt, detection, facts, overlap, puzzles, rewards
 from common.data import Sample
 from common.maths import grade_answer
@@ -20,7 +21,6 @@ from common.perception import perception_question
 from common.world import entails, make_question, world_sample
 from common.world.facts import facts_of, stated
 from common.world.taught import SHARES, lesson
-from eval import vicrit_bench
 from methods import pearl, perception_r1, ssl4rl, vicrit, vision_sr1, visionary_r1, visual_rft, visurf
 
 STRINGS = 100_000
