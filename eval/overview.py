@@ -72,7 +72,7 @@ def plot(result: dict, path: Path) -> None:
     left.set(xlabel="held-out accuracy (95 % over seeds and questions)", xlim=(0, 1))
     left.grid(axis="x", alpha=0.3)
     left.spines[["top", "right"]].set_visible(False)
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=2, frameon=False, borderaxespad=0.2)  # above the rows
     gains = np.array([[100 * (t["final"]["score"] - t["base"]["score"]) if (t := row["tasks"].get(n)) else np.nan
                        for n in names] for row in rows])  # [methods, families]  # fmt: skip
     limit = max(1.0, float(np.nanmax(np.abs(gains))))
