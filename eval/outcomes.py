@@ -173,9 +173,10 @@ def summary_of(outcome: Outcome, curve: np.ndarray, edges: np.ndarray, levels: l
         "splits": groups_of(outcome, outcome.splits),
         "habits": outcome.habits,
         "own": own_summary(outcome),
-        "effects": {name: {"before": over_seeds(a), "after": over_seeds(b),
-                           "change": stats.difference_over_seeds(b, a)}
-                    for name, (a, b) in outcome.effects.items()},
+        "effects": {
+            name: {"before": over_seeds(a), "after": over_seeds(b), "change": stats.difference_over_seeds(b, a)}
+            for name, (a, b) in outcome.effects.items()
+        },
         "curve": {name: [round(float(x), 5) for x in values] for name, values in means.items()},
         "curve_mean": {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()},
         "levels": {f"{level:.2f}": reached(outcome, level) for level in levels},
@@ -336,8 +337,11 @@ def markdown(result: dict) -> str:
         cells += [f"{row['curve_mean']['score']:.3f}", number(pair, "+") if pair else ""]
         lines.append(f"| {' | '.join(cells)} |")
     held, seeds = result["held_out"], len(result["seeds"])
-    lines += ["", f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} "
-              f"held-out questions, {held['answers']} answers each; 95 % intervals over seeds and questions."]
+    lines += [
+        "",
+        f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} "
+        f"held-out questions, {held['answers']} answers each; 95 % intervals over seeds and questions.",
+    ]
     lines += [f"`{label}` ran as `{label} {row['settings']}`."
               for label, row in result["methods"].items() if row["settings"]]  # fmt: skip
     lines += ["", f"The paper's claim: {result['claim']}", ""] if result["claim"] else [""]
@@ -390,19 +394,25 @@ def number(estimate: dict, sign: str = "") -> str:
     return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
+PANELS = 5  # effects in a row of the figure
 COLOURS = ("#0b6e99", "#d9730d", "#8a8a8a", "#6940a5", "#448361", "#ad1a72")
 
 
 def plot(result: dict, path: Path) -> None:
-    """Learning curves, and final accuracy per kind of question, as a PNG."""
+    """Learning curves, final accuracy per kind of question, and what the paper is about, as a PNG."""
     import matplotlib  # here: reading the options must not wait for it
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = list(result["methods"][result["method"]]["tasks"])
-    size = (min(14.0, 7.0 + 0.7 * len(tasks)), 4.0)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=size, width_ratios=(1, 1.4), layout="constrained")
+    tasks, effects = list(result["methods"][result["method"]]["tasks"]), effects_by_name(result)
+    rows = -(-len(effects) // PANELS)
+    width, low = min(14.0, 7.0 + 0.7 * len(tasks)), 2.1 * rows
+    figure = pyplot.figure(figsize=(width, 4.0 + low), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(4.0, low)) if rows else (figure, None)
+    left, right = top.subplots(1, 2, width_ratios=(1, 1.4))
+    if bottom is not None:
+        effect_panels(bottom.subplots(rows, PANELS, squeeze=False).flat, effects, list(result["methods"]))
     for i, (label, row) in enumerate(result["methods"].items()):
         colour = COLOURS[i % len(COLOURS)]
         curve = row["curve"]
@@ -422,6 +432,36 @@ def plot(result: dict, path: Path) -> None:
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def effects_by_name(result: dict) -> dict[str, dict[str, dict]]:
+    """Own task and effects: name -> contender -> {"before", "after"}, only where a contender measured it."""
+    found: dict[str, dict[str, dict]] = {}
+    for label, row in result["methods"].items():
+        own = {"own task": {"before": row["own"]["base"], "after": row["own"]["final"]}} if row["own"] else {}
+        for name, estimates in (own | row["effects"]).items():
+            found.setdefault(name, {})[label] = estimates
+    return found
+
+
+def effect_panels(panels: Any, effects: dict[str, dict[str, dict]], labels: list[str]) -> None:
+    """A small panel per effect: a bar per contender, the value before training dotted."""
+    panels = list(panels)
+    for axes, (name, found) in zip(panels, effects.items(), strict=False):
+        for i, label in enumerate(labels):
+            if label not in found:
+                continue
+            before, after = found[label]["before"]["score"], found[label]["after"]
+            error = np.maximum(abs(np.array(after["interval"]) - after["score"]), 0).reshape(2, 1)
+            axes.bar(i, after["score"], 0.8, color=COLOURS[i % len(COLOURS)])
+            axes.errorbar(i, after["score"], error, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+            axes.hlines(before, i - 0.45, i + 0.45, color="black", linestyle=":")
+        axes.set_title(name, fontsize=8)
+        axes.set(xticks=[], xlim=(-0.6, len(labels) - 0.4))
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(effects) :]:
+        axes.set_axis_off()
 
 
 def bars(axes: Any, tasks: list[str], row: dict, i: int, count: int, colour: str, label: str) -> None:
