@@ -93,7 +93,7 @@ class Args(CommonArgs):
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
     """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
-    lr: float = 3e-5
+    lr: float = 1e-4
     """Learning rate of AdamW, constant. Published: not found; at 1e-4 the labels unteach the tiny VLM to think."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its value. Published: 0."""
