@@ -94,7 +94,7 @@ class Args(CommonArgs):
     recompute_old_logps: bool = False
     """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: not found; at 1e-4 the labels unteach the tiny VLM to think."""
+    """Learning rate of AdamW, constant. Published: not found."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its value. Published: 0."""
     weight_decay: float = 0.01
