@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from benchmark import Benchmark, Row, Video
 from common.errors import SightRLError
+from progress import Progress
 from rows import SKIP, Source, column_of, light, picture_key
 from scoring import Answered, as_json, check_columns, from_json, guarded, plain, score
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from common.vlm import VLM, Prompt
 
 MARK = "<image>"
-EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Sampling:
 
     k: int
     temperature: float
+    top_p: float
     max_new_tokens: int
     seed: int
     frames: int
@@ -47,6 +46,7 @@ class Question:
     """A row to ask. number: in the source. row: without pictures. text: with one <image> per picture or video."""
 
     number: int
+    vote: int | None
     id: str
     row: Row
     text: str
@@ -58,24 +58,25 @@ class Question:
 
 
 def survey(name: str, benchmark: Benchmark, source: Source, scoring: str, limit: int | None, template: str,
-           bad_rows: str) -> tuple[list[Question], list[str]]:  # fmt: skip
+           bad_rows: str, votes: int = 1) -> tuple[list[Question], list[str]]:  # fmt: skip
     """(questions, a sentence per row that cannot be used) of the first `limit` rows. Raises SightRLError.
 
     Every row is read, its pictures opened, its prompt made and an empty answer scored: what is wrong with the data
-    shows before anything is asked.
+    shows before anything is asked. votes: questions per row of a benchmark with `again`.
     """
     questions: list[Question] = []
     skipped: list[str] = []
     seen: dict[str, int] = {}
     for number in range(min(limit or len(source), len(source))):
         try:
-            question = survey_row(name, benchmark, source, number, scoring, template)
+            asked = [survey_row(name, benchmark, source, number, vote, scoring, template)
+                     for vote in (range(votes) if benchmark.again else [None])]  # fmt: skip
         except SightRLError as error:
             if bad_rows == "stop":
                 raise
             skipped.append(str(error))
             continue
-        questions.append(replace(question, id=unique(question.id, seen)))
+        questions += [replace(question, id=unique(question.id, seen)) for question in asked]
     if not questions:
         raise SightRLError(f"no row of {name} can be used; the first problem: {skipped[0]}")
     return questions, skipped
@@ -87,19 +88,33 @@ def unique(row_id: str, seen: dict[str, int]) -> str:
     return row_id if seen[row_id] == 1 else unique(f"{row_id}#{seen[row_id]}", seen)
 
 
-def survey_row(name: str, benchmark: Benchmark, source: Source, number: int, scoring: str, template: str) -> Question:
-    where, row = source.where(number), source[number]
+def survey_row(name: str, benchmark: Benchmark, source: Source, number: int, vote: int | None, scoring: str,
+               template: str) -> Question:  # fmt: skip
+    where = source.where(number)
+    row = source[number]
     check_columns(name, benchmark, row, where)
-    score(benchmark, row, "", scoring, where)
-    text = template.replace("{question}", guarded(where, benchmark.prompt, row, scoring))
-    pictures = guarded(where, benchmark.images, row)
+    row, pictures = asked_row(benchmark, source, number, vote)
+    score(benchmark, source.with_pictures(row, pictures, where), "", scoring, where)
+    text = template.replace("{question}", str(guarded(where, benchmark.prompt, row, scoring)))
     if text.count(MARK) not in (0, len(pictures)):
         marks = f"{text.count(MARK)} {MARK} marks for {len(pictures)} pictures"
         raise SightRLError(f"{where}: its prompt has {marks}; make the numbers equal, {SKIP}.")
     keys = [picture_key(item) for item in pictures] or [f"row {number}"]  # a question without picture is alone
     text = text if MARK in text else MARK * len(pictures) + text
     row_id = str(guarded(where, benchmark.identify, row, number))
-    return Question(number, row_id, light(row), text, " ".join(keys), where)
+    bare = {column: light(value) for column, value in row.items()}
+    return Question(number, vote, row_id, bare, text, " ".join(keys), where)
+
+
+def asked_row(benchmark: Benchmark, source: Source, number: int, vote: int | None) -> tuple[Row, list[Any]]:
+    """(the row with its pictures, the items that Benchmark.images names). Raises SightRLError."""
+    where, row = source.where(number), source[number]
+    row = row if vote is None else guarded(where, benchmark.again, row, vote)
+    items = list(guarded(where, benchmark.images, row))
+    for item in items:
+        if isinstance(item, Video):
+            source.video(item.path, where)
+    return row, items
 
 
 def plan(questions: Sequence[Question], size: int) -> list[list[Question]]:
@@ -129,8 +144,7 @@ def make_prompt(vlm: VLM, benchmark: Benchmark, source: Source, question: Questi
                 decoded: dict[str, list]) -> Prompt:  # fmt: skip
     """The question as the model reads it. decoded: pictures of the batch so far, by key. Raises SightRLError."""
     if question.key not in decoded:
-        row = source[question.number]
-        items = guarded(question.where, benchmark.images, row)
+        row, items = asked_row(benchmark, source, question.number, question.vote)
         decoded[question.key] = []
         for item in items:
             where = question.where + column_of(row, getattr(item, "path", item))
@@ -142,6 +156,14 @@ def make_prompt(vlm: VLM, benchmark: Benchmark, source: Source, question: Questi
         text += "".join(f"{second:.1f} s: {MARK}\n" if times else MARK for _, second in frames) + piece
         pictures += [picture for picture, _ in frames]
     return guarded(question.where, vlm.prompt, text, pictures, sampling.system or None)
+
+
+def seen_size(prompt: Prompt) -> dict[str, int]:
+    """Columns for scorers of boxes in pixels: the size of the one picture after the resize."""
+    if len(prompt.images) != 1:
+        return {}
+    height, width = prompt.images[0].shape[:2]
+    return {"input_width": width, "input_height": height}
 
 
 def uniform_numbers(seed: int, name: str, question: Question, sampling: Sampling) -> Any:
@@ -173,13 +195,15 @@ def answer_batch(vlm: VLM, name: str, benchmark: Benchmark, source: Source, batc
         return [records[question.id] for question in batch]
     numbers = torch.cat([uniform_numbers(sampling.seed, name, question, sampling) for question in asked])
     out = rollout(vlm, list(prompts.values()), sampling.k, max_new_tokens=sampling.max_new_tokens,
-                  temperature=sampling.temperature, uniform=numbers)  # fmt: skip
+                  temperature=sampling.temperature, top_p=sampling.top_p, uniform=numbers)  # fmt: skip
     truncated, lengths = out.truncated.tolist(), out.mask.sum(dim=1).tolist()
     for n, question in enumerate(asked):
         part = slice(n * sampling.k, (n + 1) * sampling.k)
-        row = source[question.number]
+        row, items = asked_row(benchmark, source, question.number, question.vote)
+        shown = seen_size(prompts[question.id])
+        row = shown | source.with_pictures(row, items, question.where)
         results = [score(benchmark, row, text, scoring, question.where) for text in out.texts[part]]
-        records[question.id] = {"id": question.id, "row": question.row, "responses": out.texts[part],
+        records[question.id] = {"id": question.id, "row": shown | question.row, "responses": out.texts[part],
                                 "results": [as_json(result) for result in results],
                                 "truncated": truncated[part], "lengths": lengths[part]}  # fmt: skip
     return [records[question.id] for question in batch]
@@ -283,46 +307,3 @@ def read_answers(path: Path, questions: Sequence[Question]) -> tuple[list[Answer
         answered.append(Answered(question.id, record["row"], record["responses"], results, question.where,
                                  record["truncated"]))  # fmt: skip
     return answered, skipped
-
-
-# ---------------------------------------------------------------- progress
-
-
-class Progress:
-    """A bar on a terminal, now and then a line elsewhere; on stderr, where tables do not go."""
-
-    def __init__(self, name: str, total: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        from common.distributed import is_main
-
-        self.name, self.total, self.first, self.done = name, total, done, done
-        self.began = self.said = time.monotonic()
-        self.quiet, self.bar = not is_main(), None
-        console = Console(stderr=True)
-        if console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, console=console)
-            self.task = self.bar.add_task(name, total=total, completed=done)
-            self.bar.start()
-        elif done:
-            self.line(f"{done} of {total} rows are there already")
-
-    def line(self, text: str) -> None:
-        if not self.quiet:
-            print(f"{self.name}: {text}", file=sys.stderr, flush=True)
-
-    def show(self, done: int) -> None:
-        self.done, now = done, time.monotonic()
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done)
-        elif now - self.said >= EVERY or done == self.total:
-            rate, self.said = (done - self.first) / max(now - self.began, 1e-9), now
-            left = f", about {(self.total - done) / rate / 60:.0f} min left" if done < self.total else ""
-            self.line(f"{done} of {self.total} rows, {rate:.2g} rows/s{left}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 # The published columns. Embedded pictures are PIL images (opened, not decoded), others paths or base64; NaN is None.
-# summarise and the judge functions get rows whose pictures are None.
+# summarise and the judge functions get rows whose pictures are None. A row that a model was asked with one picture has
+# input_width and input_height, the size in which the model saw it.
 Row = dict[str, Any]
 DRAWS = 1000  # of the bootstrap
 
@@ -70,8 +71,8 @@ class Benchmark:
     """A benchmark as its card describes it; the functions get rows with the published column names."""
 
     title: str  # "MathVista (testmini)"
-    source: str  # "hf:AI4Math/MathVista"; config after a comma: "hf:MMMU/MMMU_Pro,vision"
-    split: str  # published name of the split with answers
+    source: str  # "hf:AI4Math/MathVista"; config after a comma: "hf:MMMU/MMMU_Pro,vision"; "github:OWNER/NAME"
+    split: str  # published name of the split with answers; "a+b": both
     size: int | None  # rows of that split; None: not known
     metric: str  # "accuracy", "mIoU", "mAP": what the first line of the table is
     licence: str  # as stated; "not stated"
@@ -87,6 +88,8 @@ class Benchmark:
     scorings: tuple[str, ...] = ("official",)  # the first is the card's default; official, vlmevalkit, lmms-eval
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
+    again: Callable[[Row, int], Row] | None = None  # where the k answers to a row are votes: the row as vote 0, 1, ...
+    # is asked and scored with; summarise then gets one (row, result) per vote
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
     read: Callable[[Path], list[Row]] | None = None  # rows of local data that are no table (--data), e.g. COCO's JSON

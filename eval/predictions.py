@@ -66,7 +66,7 @@ def read_predictions(path: Path) -> list[Prediction]:
             predictions.append(one_prediction(row, where))
     if not predictions:
         raise SightRLError(f"{path} holds no predictions; give another file.")
-    return predictions
+    return sorted(predictions, key=lambda p: p.number or 0)  # lmms-eval's in the order of the rows
 
 
 def one_prediction(row: Row, where: str) -> Prediction:
@@ -172,7 +172,8 @@ def score_predictions(name: str, benchmark: Benchmark, scoring: str, predictions
                       bad_rows: str) -> tuple[list[Answered], list[str], int]:  # fmt: skip
     """(answered rows, a sentence per row that cannot be used, rows without a prediction). Raises SightRLError.
 
-    source: the published rows; None: they are in the file.
+    source: the published rows; None: they are in the file. Several answers to a row of a benchmark with `again` are
+    as many rows.
     """
     joined: list[Prediction | None] = list(predictions)
     if source is not None:
@@ -187,9 +188,8 @@ def score_predictions(name: str, benchmark: Benchmark, scoring: str, predictions
     seen: dict[str, int] = {}
     for number, prediction in enumerate(joined):
         try:
-            if prediction is not None:
-                one = score_one(name, benchmark, scoring, prediction, source, number)
-                answered.append(replace(one, id=unique(one.id, seen)))
+            some = score_one(name, benchmark, scoring, prediction, source, number) if prediction is not None else []
+            answered += [replace(one, id=unique(one.id, seen)) for one in some]
         except SightRLError as error:
             if bad_rows == "stop":
                 raise
@@ -200,16 +200,26 @@ def score_predictions(name: str, benchmark: Benchmark, scoring: str, predictions
 
 
 def score_one(name: str, benchmark: Benchmark, scoring: str, prediction: Prediction, source: Source | None,
-              number: int) -> Answered:  # fmt: skip
+              number: int) -> list[Answered]:  # fmt: skip
+    """The row with its answers, or a row per vote."""
     if source is None:
         where, row = prediction.where, {c: None for c in benchmark.columns if PICTURE.fullmatch(c)} | prediction.row
     else:
         where, row = source.where(number), source[number]
     check_columns(name, benchmark, row, where)
-    results = [through_json(score(benchmark, row, text, scoring, where)) for text in prediction.responses]
-    row_id = prediction.id or text_of(guarded(where, benchmark.identify, row, number))
-    bare = {column: light(cell) for column, cell in row.items()}
-    return Answered(row_id, bare, prediction.responses, results, where, [])
+    groups: list[tuple[Row, list[str]]] = [(row, prediction.responses)]
+    if benchmark.again and len(prediction.responses) > 1:
+        groups = [(guarded(where, benchmark.again, row, j), [text]) for j, text in enumerate(prediction.responses)]
+    answered = []
+    for asked, texts in groups:
+        full = asked
+        if source is not None:
+            full = source.with_pictures(asked, guarded(where, benchmark.images, asked), where)
+        results = [through_json(score(benchmark, full, text, scoring, where)) for text in texts]
+        row_id = prediction.id or text_of(guarded(where, benchmark.identify, asked, number))
+        bare = {column: light(cell) for column, cell in asked.items()}
+        answered.append(Answered(row_id, bare, texts, results, where, []))
+    return answered
 
 
 def light_row(source: Source, i: int) -> Row:

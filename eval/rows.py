@@ -33,7 +33,7 @@ from common.readers.tables import cause, import_datasets
 from files import READERS, ArrowRows, read_file
 from frames import VIDEOS, sample_frames
 
-BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}\s*")
 LONG = 2000  # characters: longer text without blanks is a picture
 SKIP = "or leave such rows out with --bad-rows skip"
 
@@ -81,6 +81,15 @@ class Source:
             raise SightRLError(f"{where}: {item.path} does not tell the seconds of its frames; give the video file.")
         return list(zip(pictures, seconds or [None] * len(pictures), strict=True))
 
+    def with_pictures(self, row: Row, items: Sequence[Any], where: str) -> Row:
+        """The row, its columns with the paths of `items` holding those pictures, opened: scorers may need the size."""
+        opened_row = dict(row)
+        for name, value in row.items():
+            if isinstance(value, str) and any(value is item for item in items):
+                found = self.bytes_or_path(value, f"{where} column {name!r}")
+                opened_row[name] = opened(found if isinstance(found, bytes) else Path(found))
+        return opened_row
+
     def bytes_or_path(self, item: Any, where: str) -> Any:
         if isinstance(item, Image.Image | bytes):
             return item
@@ -102,7 +111,7 @@ class Source:
                 return Path(name)
             problem = f"{where} names {what} {shown(name)}, which the dataset does not hold"
             raise SightRLError(f"{problem}; download it and give its folder with --media FOLDER.")
-        root = os.path.normpath(self.root)
+        root = os.path.abspath(self.root)
         for candidate in names:
             found = Path(os.path.normpath(os.path.join(root, candidate)))
             # Names are compared, links are followed: users link picture folders into their data folder.
@@ -136,12 +145,12 @@ def prepared(cell: Any) -> Any:
     return {str(name): prepared(part) for name, part in cell.items()}
 
 
-def opened(data: bytes) -> Any:
-    """A PIL image that is decoded when it is needed; bytes that are no picture stay what they are."""
+def opened(source: bytes | Path) -> Any:
+    """A PIL image that is decoded when it is needed; what is no picture stays what it is."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except Exception:  # whoever asks for the picture gets the sentence
-        return data
+        return source if isinstance(source, bytes) else str(source)
 
 
 def from_base64(text: str) -> bytes | None:
@@ -212,8 +221,9 @@ def from_disk(name: str, path: Path, benchmark: Benchmark, media: str) -> Source
     if benchmark.read is not None:
         return Source([(str(path), benchmark.read(path))], folder, media)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return Source(saved_dataset(path, benchmark.split), folder, media)
-    files = [path] if path.is_file() else published_files(path, config, benchmark.split)
+        return Source([t for part in benchmark.split.split("+") for t in saved_dataset(path, part)], folder, media)
+    parts = benchmark.split.split("+")
+    files = [path] if path.is_file() else [f for part in parts for f in published_files(path, config, part)]
     return Source([(str(file), read_file(file)) for file in files], folder, media)
 
 
@@ -281,6 +291,9 @@ def saved_dataset(folder: Path, split: str) -> list[tuple[str, Sequence[Row]]]:
 
 def from_hub(name: str, place: str, benchmark: Benchmark, media: str) -> Source:
     """The published dataset: online, out of the cache of `datasets`, or out of what `hf download` fetched."""
+    if place.startswith("github:"):
+        page = f"https://github.com/{place.removeprefix('github:')}"
+        raise SightRLError(f"the rows of {name} are published at {page}; fetch them and give --data {name}=PATH.")
     dataset, _, config = place.partition(",")
     try:
         return Source(hub_tables(dataset, config, benchmark.split), None, media)

@@ -55,6 +55,8 @@ class Args:
     """Answers sampled per question, for avg@k and pass@k; default: 1, of other questions than benchmarks 8."""
     temperature: float | None = None
     """Sampling temperature, 0 is greedy; default: 0 for one answer to a benchmark, else 1."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens whose probabilities add up to this; of benchmarks only."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; default: the benchmark's (reasoning models need more), 80 of other questions."""
     frames: int = 16
@@ -117,6 +119,8 @@ def check(args: Args) -> None:
             raise SightRLError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         raise SightRLError(f"--temperature must be 0 or more, not {args.temperature}.")
+    if not 0 < args.top_p <= 1:
+        raise SightRLError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
     if args.prompt and "{question}" not in args.prompt:
         raise SightRLError("--prompt needs {question} where the question goes.")
 

@@ -87,7 +87,7 @@ def check_columns(name: str, benchmark: Benchmark, row: Row, where: str) -> None
 
 
 def guarded(what: str, function: Callable, *args: Any, fix: str = SKIP) -> Any:
-    """function(*args); every error is one sentence that begins with `what`. fix: what else helps, "" if nothing does."""
+    """function(*args); every error is one sentence that begins with `what`. fix: what else helps, if anything does."""
     try:
         return function(*args)
     except SightRLError as error:
@@ -102,7 +102,7 @@ def guarded(what: str, function: Callable, *args: Any, fix: str = SKIP) -> Any:
 def score(benchmark: Benchmark, row: Row, response: str, scoring: str, where: str) -> Result:
     result = guarded(where, benchmark.score, row, response, scoring)
     if not 0 <= result.score <= 1:  # also NaN
-        raise SightRLError(f"{where}: the benchmark's file gives the score {result.score}, not 0 to 1; correct the file.")
+        raise SightRLError(f"{where}: the benchmark's file scores {result.score}, which is not 0 to 1; correct it.")
     return result
 
 

@@ -117,8 +117,10 @@ def table(benchmark: Benchmark, found: dict[str, Any]) -> str:
 def facts(benchmark: Benchmark, found: dict[str, Any]) -> list[str]:
     settings, rule = found.get("settings", {}), found.get("rule_only") or found
     answers = "one answer" if found["k"] == 1 else f"{found['k']} answers"
-    texts = [f"{found['rows']} rows ({found['source']}, {found['split']}), {answers} each; 95 % intervals."]
-    if benchmark.size and found["rows"] != benchmark.size:
+    votes = settings.get("votes", 1)
+    what = f"{found['rows']} rows" if votes == 1 else f"{found['rows']} votes, {votes} to a row"
+    texts = [f"{what} ({found['source']}, {found['split']}), {answers} each; 95 % intervals."]
+    if benchmark.size and found["rows"] != benchmark.size * votes:
         texts.append(f"The published split has {benchmark.size} rows: this is a part of it.")
     if found["missing"]:
         texts.append(f"{found['missing']} rows without a prediction are left out.")
@@ -133,8 +135,9 @@ def facts(benchmark: Benchmark, found: dict[str, Any]) -> list[str]:
     if settings:
         how = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']:g}"
         tokens, pixels = settings["max_new_tokens"], f"{settings['min_pixels']} to {settings['max_pixels']}"
-        texts.append(f"Sampling: {how}, at most {tokens} tokens ({found['truncated']:.1%} cut off), pictures of "
-                     f"{pixels} pixels, {settings['frames']} frames of a video, prompt {settings['prompt_hash']}.")  # fmt: skip
+        texts.append(f"Sampling: {how}, at most {tokens} tokens ({found['truncated']:.1%} cut off).")
+        texts.append(f"Pictures of {pixels} pixels, {settings['frames']} frames of a video; prompts "
+                     f"{settings['prompt_hash']}.")  # fmt: skip
     texts += [f"Published: {model} {value} ({source})." for model, value, source in benchmark.reference]
     return texts
 

@@ -83,16 +83,17 @@ def prepare(args: Args, name: str, benchmark: Benchmark, file: Path, place: str)
     temperature = args.temperature if args.temperature is not None else float(k > 1)
     prompt, system = args.prompt or "{question}", benchmark.system if args.system is None else args.system
     tokens = args.max_new_tokens or benchmark.max_new_tokens
-    sampling = Sampling(k, temperature, tokens, args.seed, args.frames, prompt, system)
+    votes = k if benchmark.again else 1
+    sampling = Sampling(k // votes, temperature, args.top_p, tokens, args.seed, args.frames, prompt, system)
     scoring = choose_scoring(name, benchmark, args.scoring)
     source = open_rows(name, benchmark, place, args.media)
-    questions, skipped = survey(name, benchmark, source, scoring, args.limit, prompt, args.bad_rows)
+    questions, skipped = survey(name, benchmark, source, scoring, args.limit, prompt, args.bad_rows, votes)
     names = ("model", "media", "limit", "bad_rows", "min_pixels", "max_pixels", "dtype", "batch", "device")
-    settings = {option: getattr(args, option) for option in names}
-    settings |= {"model_files": files_hash(args.model), "source": place or benchmark.source, "split": benchmark.split,
-                 "scoring": scoring, "scorer_hash": fingerprint(file.read_text(encoding="utf-8")),
-                 "rows_hash": fingerprint([(q.id, q.row, q.key) for q in questions]), **dataclasses.asdict(sampling),
-                 "prompt_hash": fingerprint([system, *(q.text for q in questions)])}  # fmt: skip
+    settings = {option: getattr(args, option) for option in names} | dataclasses.asdict(sampling) | {
+        "votes": votes, "source": place or benchmark.source, "split": benchmark.split, "scoring": scoring,
+        "model_files": files_hash(args.model), "scorer_hash": fingerprint(file.read_text(encoding="utf-8")),
+        "rows_hash": fingerprint([(q.id, q.row, q.key) for q in questions]),
+        "prompt_hash": fingerprint([system, *(q.text for q in questions)])}  # fmt: skip
     return Task(name, benchmark, scoring, source, questions, skipped, sampling, settings)
 
 
