@@ -145,11 +145,12 @@ def make_prompt(vlm: VLM, benchmark: Benchmark, source: Source, question: Questi
     """The question as the model reads it. decoded: pictures of the batch so far, by key. Raises SightRLError."""
     if question.key not in decoded:
         row, items = asked_row(benchmark, source, question.number, question.vote)
-        decoded[question.key] = []
+        pictured = []
         for item in items:
             where = question.where + column_of(row, getattr(item, "path", item))
             frames = source.pictures(item, where, sampling.frames)
-            decoded[question.key].append((isinstance(item, Video) and item.times, frames))
+            pictured.append((isinstance(item, Video) and item.times, frames))
+        decoded[question.key] = pictured
     pieces, pictures = question.text.split(MARK), []
     text = pieces[0]
     for (times, frames), piece in zip(decoded[question.key], pieces[1:], strict=True):

@@ -42,10 +42,11 @@ class Source:
     """The rows of one benchmark: len(), [i] (a fresh dict), where(i), and its pictures."""
 
     def __init__(self, parts: list[tuple[str, Sequence[Row]]], folder: Path | None, media: str = "") -> None:
-        """parts: (file or dataset, its raw rows). folder: where relative paths begin; None: rows of the hub."""
+        """parts: (file or dataset, its raw rows). Relative paths begin in media, else in folder (None: of the hub)."""
         self.parts = parts
-        self.root = Path(media).expanduser() if media else folder
-        if media and not self.root.is_dir():
+        places = ([Path(media).expanduser()] if media else []) + ([folder] if folder else [])
+        self.roots = [os.path.abspath(place) for place in places]
+        if media and not os.path.isdir(self.roots[0]):
             raise SightRLError(f"--media {media} is not a folder; give the one with the pictures or videos.")
         self.starts = [0]
         for _, rows in parts:
@@ -106,24 +107,24 @@ class Source:
         if re.match(r"[a-z]{1,10}://|data:", name):
             problem = f"{where}: {what} {shown(name)} is a web address"
             raise SightRLError(f"{problem}; download it and write its path, {SKIP}.")
-        if self.root is None:
+        if not self.roots:
             if os.path.isabs(name) and os.path.isfile(name):  # where the datasets library unpacked it
                 return Path(name)
             problem = f"{where} names {what} {shown(name)}, which the dataset does not hold"
             raise SightRLError(f"{problem}; download it and give its folder with --media FOLDER.")
-        root = os.path.abspath(self.root)
-        for candidate in names:
-            found = Path(os.path.normpath(os.path.join(root, candidate)))
-            # Names are compared, links are followed: users link picture folders into their data folder.
-            if not found.is_relative_to(root):
-                problem = f"{where}: {what} {shown(name)} lies outside {root}"
-                raise SightRLError(f"{problem}; move it there, or give its folder with --media FOLDER.")
-            try:
-                if found.exists():
-                    return found
-            except (OSError, ValueError):
-                continue
-        problem = f"{where}: {what} {shown(name)} does not exist in {root}"
+        for root in self.roots:
+            for candidate in names:
+                found = Path(os.path.normpath(os.path.join(root, candidate)))
+                # Names are compared, links are followed: users link picture folders into their data folder.
+                if not found.is_relative_to(root):
+                    problem = f"{where}: {what} {shown(name)} lies outside {root}"
+                    raise SightRLError(f"{problem}; move it there, or give its folder with --media FOLDER.")
+                try:
+                    if found.exists():
+                        return found
+                except (OSError, ValueError):
+                    continue
+        problem = f"{where}: {what} {shown(name)} does not exist in {' or '.join(self.roots)}"
         raise SightRLError(f"{problem}; add the file, give its folder with --media FOLDER, {SKIP}.")
 
 

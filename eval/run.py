@@ -41,7 +41,7 @@ class Args:
     """Where the rows of a benchmark are, if not in the Hugging Face cache: PATH, or NAME=PATH for each (a Parquet,
     JSON, JSON-lines, TSV or CSV file in the published form, or a folder of them), or hf:OTHER-NAME."""
     media: str = ""
-    """Folder where the pictures and videos lie that rows name; default: that of the rows."""
+    """Folder where the pictures and videos lie that rows name; those not there are looked for beside the rows."""
     scoring: str = ""
     """Whose scorer to be equal to: official, vlmevalkit or lmms-eval; default: the benchmark's own, see --list."""
     judge: str = ""
@@ -92,7 +92,7 @@ class Args:
     compare: tuple[str, str] | None = None
     """Two folders of results, to compare row by row."""
     show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
-    """Show the benchmarks: rows, metric, licence, source, scorings, published numbers."""
+    """Show the benchmarks, or those named: rows, metric, licence, source, scorings, published numbers."""
 
 
 # ---------------------------------------------------------------- options
@@ -177,6 +177,8 @@ def main(args: Args) -> None:
         from summary import show_list
 
         found, problems = find_benchmarks()
+        if args.benchmarks != Args.benchmarks:
+            found, _ = choose(names_in(args.benchmarks))
         return show_list({name: benchmark for name, (benchmark, _) in found.items()}, problems)
     if args.compare:
         from summary import compare_runs

@@ -224,8 +224,8 @@ def differences(name: str, old: dict[str, Any], new: dict[str, Any], counts: tup
 
 
 def details(benchmark: Benchmark) -> list[tuple[str, str]]:
-    size = "" if benchmark.size is None else f"{benchmark.size} "
-    texts = [("rows", f"{size}({benchmark.split})"), ("metric", benchmark.metric), ("licence", benchmark.licence),
+    size = "not stated" if benchmark.size is None else str(benchmark.size)
+    texts = [("rows", f"{size} ({benchmark.split})"), ("metric", benchmark.metric), ("licence", benchmark.licence),
              ("source", benchmark.source), ("scorings", ", ".join(benchmark.scorings))]  # fmt: skip
     texts += [("published", f"{model} {value} ({source})") for model, value, source in benchmark.reference]
     return [*texts, *([("note", benchmark.note)] if benchmark.note else [])]
@@ -234,12 +234,12 @@ def details(benchmark: Benchmark) -> list[tuple[str, str]]:
 def show_list(table: dict[str, Benchmark], problems: Sequence[str]) -> None:
     """Print what there is: a table on a terminal, paragraphs elsewhere."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console()
     if console.is_terminal:
-        grid = Table("benchmark", "", show_lines=True)
+        grid = Table(Column("benchmark", max_width=WIDTH // 4), "", show_lines=True)
         for name, benchmark in table.items():
             right = Text("\n").join(Text.assemble((f"{key} ", "dim"), text) for key, text in details(benchmark))
             grid.add_row(Text.assemble((name, "bold"), f"\n{benchmark.title}"), right)

@@ -556,16 +556,17 @@ def test_rows_that_cannot_be_asked_are_counted(place):
     """A row without an answer shows at once, a picture that breaks off when it is decoded."""
     whole = encoded(picture(1, (200, 200)).effect_spread(90))
     (place / "half.png").write_bytes(whole[: len(whole) // 2])
-    write_lines(place / "bad.jsonl", [row(1), row(2, image="half.png"), row(3, answer=""), row(5)])
+    half = [row(number, image="half.png") for number in (2, 6)]
+    write_lines(place / "bad.jsonl", [row(1), half[0], row(3, answer=""), row(5), half[1]])
     words = ("--benchmarks", "fake.py", "--data", "bad.jsonl", "--out", "out", "--max-new-tokens", "8")
     assert "row 3: the column 'answer' is empty" in message(evaluate, *words)
     evaluate(*words, "--bad-rows", "skip", "--batch", "2", "--run-name", "bad")
     found, lines = results("out/bad"), written("out/bad")["predictions.jsonl"].splitlines()
     assert found["rows"] == 2 and list(found["scores"]) == ["q1", "q5"]
     assert [problem.partition(":")[0] for problem in found["skipped"]] == [
-        "bad.jsonl row 3", "bad.jsonl row 2 column 'image'"]  # fmt: skip
-    assert [sorted(json.loads(line)) == ["id", "skipped"] for line in lines] == [False, False, True]
-    assert "2 rows that cannot be used are left out; the first: bad.jsonl row 3" in table("out/bad")
+        "bad.jsonl row 3", "bad.jsonl row 2 column 'image'", "bad.jsonl row 5 column 'image'"]  # fmt: skip
+    assert [sorted(json.loads(line)) == ["id", "skipped"] for line in lines] == [False, False, True, True]
+    assert "3 rows that cannot be used are left out; the first: bad.jsonl row 3" in table("out/bad")
     write_lines(place / "bad.jsonl", [row(2, image="half.png")])
     assert "column 'image': the picture " in message(evaluate, *words)
     text = message(evaluate, *words, "--bad-rows", "skip", "--run-name", "none")
@@ -995,6 +996,8 @@ def test_the_list_and_a_broken_file(tmp_path, monkeypatch, capsys):
                  "bad.py cannot be used (SyntaxError"):  # fmt: skip
         assert part in text
     assert all(len(line) <= 100 or line.startswith("warning") for line in text.splitlines())
+    evaluate("--list", "--benchmarks", "fake,world")
+    assert "fake: Fake" in capsys.readouterr().out
     screen = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=80))
     evaluate("--list")
