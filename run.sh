@@ -37,7 +37,7 @@ help() {
     done
     echo
     echo "./run.sh test [options]     ruff and the tests; options go to pytest"
-    echo "./run.sh eval               accuracy of a model on held-out questions"
+    echo "./run.sh eval               a model, or answers of one, on benchmarks and held-out questions"
     echo "./run.sh compare A B ...    train methods under one budget over several seeds, and compare"
     echo "./run.sh bench              seconds per training step"
     echo "./run.sh bench_scaling      how seconds and memory of a step grow"

@@ -57,19 +57,23 @@ class Rollout:
 
 def rollout(vlm: VLM, prompts: list[Prompt], group_size: int, *, max_new_tokens: int,
             temperature: float = 1.0, top_p: float = 1.0, generator: torch.Generator | None = None,
-            features: list[ImageFeatures] | None = None, max_rows: int | None = None) -> Rollout:  # fmt: skip
+            features: list[ImageFeatures] | None = None, max_rows: int | None = None,
+            uniform: Tensor | None = None) -> Rollout:  # fmt: skip
     """Sample group_size responses of at most max_new_tokens tokens to every prompt.
 
     temperature 0 takes the likeliest token; the kept log-probs are then those of temperature 1. top_p < 1
     restricts the choice to the likeliest tokens whose probabilities add up to top_p, and leaves the kept
     log-probs alone. generator: a CPU generator; the same state gives the same responses, whatever max_rows
-    is. features: of `vlm.encode_images`, else they are computed here. max_rows: decode at most so many
-    responses at once, in whole groups. Of several processes each answers its part of the prompts, and all get
-    the whole rollout (features None).
+    is. uniform: float64 [N, max_new_tokens] in [0, 1), the numbers that choose the tokens, instead of the
+    generator's: a prompt's responses then do not depend on its neighbours. features: of `vlm.encode_images`,
+    else they are computed here. max_rows: decode at most so many responses at once, in whole groups. Of
+    several processes each answers its part of the prompts, and all get the whole rollout (features None).
     """
     count = len(prompts) * group_size
     # One uniform number per token, drawn up front: results depend neither on max_rows nor on who ends first.
-    uniform = torch.rand(count, max_new_tokens, generator=generator, dtype=torch.float64).to(vlm.device)
+    if uniform is None:
+        uniform = torch.rand(count, max_new_tokens, generator=generator, dtype=torch.float64)
+    uniform = uniform.to(vlm.device)
     tokens = torch.full((count, max_new_tokens), vlm.pad_id, device=vlm.device)
     logps = torch.zeros(count, max_new_tokens, device=vlm.device)
     was_training = vlm.base.training

@@ -17,11 +17,15 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]  # the published columns; pictures as the source holds them
+# The published columns. Embedded pictures are PIL images (opened, not decoded), others paths or base64; NaN is None.
+# summarise and the judge functions get rows whose pictures are None. A row that a model was asked with one picture has
+# input_width and input_height, the size in which the model saw it.
+Row = dict[str, Any]
 DRAWS = 1000  # of the bootstrap
 
 
@@ -33,6 +37,14 @@ class Result:
     answer: Any = None  # what was read from the response, for people to look at; plain JSON
     undecided: bool = False  # no rule could read an answer: the official way is to ask a judge
     parts: dict[str, Any] = field(default_factory=dict)  # what the table needs beside the score; plain JSON
+
+
+@dataclass(frozen=True)
+class Video:
+    """One of a row's pictures that is many: a video file, an animated picture or a folder of frames."""
+
+    path: str  # in the folder of the data or of --media; the ending may be left out
+    times: bool = False  # write its second before every frame
 
 
 @dataclass(frozen=True)
@@ -59,8 +71,8 @@ class Benchmark:
     """A benchmark as its card describes it; the functions get rows with the published column names."""
 
     title: str  # "MathVista (testmini)"
-    source: str  # "hf:AI4Math/MathVista"; config after a comma: "hf:MMMU/MMMU_Pro,vision"
-    split: str  # published name of the split with answers
+    source: str  # "hf:AI4Math/MathVista"; config after a comma: "hf:MMMU/MMMU_Pro,vision"; "github:OWNER/NAME"
+    split: str  # published name of the split with answers; "a+b": both
     size: int | None  # rows of that split; None: not known
     metric: str  # "accuracy", "mIoU", "mAP": what the first line of the table is
     licence: str  # as stated; "not stated"
@@ -68,7 +80,7 @@ class Benchmark:
     prompt: Callable[[Row, str], str]  # (row, scoring) -> text for the model, in our words; "<image>" marks where the
     # pictures go, in order; without marks they stand before the text
     score: Callable[[Row, str, str], Result]  # (row, response, scoring); total: any text gives a Result
-    images: Callable[[Row], list[Any]] = lambda row: [row["image"]]  # in order; [] for a question without picture
+    images: Callable[[Row], list[Any]] = lambda row: [row["image"]]  # in order, also Video; [] without picture
     summarise: Callable[[Sequence[Row], Sequence[Result], str], list[Line]] = overall  # the headline first
     judge_prompt: Callable[[Row, Result, str, str], str] = no_prompt  # (row, result, response, scoring); "": no judge
     judge_score: Callable[[Row, Result, str, str], Result] | None = None  # (row, result, reply, scoring)
@@ -76,8 +88,11 @@ class Benchmark:
     scorings: tuple[str, ...] = ("official",)  # the first is the card's default; official, vlmevalkit, lmms-eval
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
+    again: Callable[[Row, int], Row] | None = None  # where the k answers to a row are votes: the row as vote 0, 1, ...
+    # is asked and scored with; summarise then gets one (row, result) per vote
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
+    read: Callable[[Path], list[Row]] | None = None  # rows of local data that are no table (--data), e.g. COCO's JSON
 
 
 # ---------------------------------------------------------------- tables

@@ -1,27 +1,33 @@
-"""Held-out accuracy of a model, per kind of question and split, with 95 % intervals over questions.
+"""Evaluate a model, or answers made elsewhere, on published benchmarks, the micro-world, or your own questions.
 
     ./run.sh eval --model tiny --benchmarks world
-    ./run.sh eval --model runs/vppo-world-s0-.../model --benchmarks world jsonl:my.jsonl --k 8 --limit 200
+    ./run.sh eval --model Qwen/Qwen2.5-VL-3B-Instruct --benchmarks mathvista,mathverse --k 8 --run-name qwen3b
+    ./run.sh eval --predictions samples_mathvista.jsonl --benchmarks mathvista
+    ./run.sh eval --compare runs/eval/qwen3b runs/eval/mine
+    ./run.sh eval --list
 
-A benchmark is "world" (the micro-world: its splits test, test_combo and test_counter) or any --data form of
-the methods (its test split). Writes eval.json (every answer) and table.md into a new folder below runs/eval/.
+A benchmark is a name out of --list (a file in eval/benchmarks/), a file of your own (bench.py), "world" (the
+micro-world: its splits test, test_combo and test_counter), or any --data form of the methods (its test split).
+Writes predictions.jsonl, results.json and table.md per benchmark below runs/eval/; see docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import re
+import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.args import PROMPT, CommonArgs
+from common.args import typed
 from common.errors import SightRLError, main_guard
 
-if TYPE_CHECKING:
-    from common.evaluation import Evaluation
+FORMS = ("world", "jsonl:", "parquet:", "hf:", "voc:", "coco:", "images:", "nlvr:", "puzzlevqa:")
 
 
 @dataclass
@@ -29,21 +35,46 @@ class Args:
     model: str = "tiny"
     """Model to ask: "tiny", a folder that a run wrote, or a Hugging Face id."""
     benchmarks: tuple[str, ...] = ("world",)
-    """What to ask: world, or jsonl:FILE, parquet:FILE, hf:NAME and the other --data forms."""
-    k: int = 8
-    """Answers sampled per question, for avg@k and pass@k."""
-    limit: int = 96
-    """Questions per split."""
-    max_new_tokens: int = 80
-    """Longest answer in tokens; the papers' models need 2048 and more."""
-    temperature: float = 1.0
-    """Sampling temperature; 0 gives greedy answers."""
-    prompt: str = PROMPT
-    """Text around the question; {question} is replaced."""
+    """What to ask, with blanks or commas between: names out of --list, world, FILE.py, or jsonl:FILE, parquet:FILE,
+    hf:NAME and the other --data forms."""
+    data: tuple[str, ...] = ()
+    """Where the rows of a benchmark are, if not in the Hugging Face cache: PATH, or NAME=PATH for each (a Parquet,
+    JSON, JSON-lines, TSV or CSV file in the published form, or a folder of them), or hf:OTHER-NAME."""
+    media: str = ""
+    """Folder where the pictures and videos lie that rows name; those not there are looked for beside the rows."""
+    scoring: str = ""
+    """Whose scorer to be equal to: official, vlmevalkit or lmms-eval; default: the benchmark's own, see --list."""
+    judge: str = ""
+    """Model that decides where no rule can: "http://HOST:PORT/v1,model=NAME" or "local:FOLDER-or-ID"."""
+    predictions: str = ""
+    """Score the answers in this file instead of asking a model: predictions.jsonl, a table of VLMEvalKit, or a samples
+    file of lmms-eval."""
+    limit: int | None = None
+    """Only so many rows; default: all of a benchmark, 96 per split of other questions."""
+    k: int | None = None
+    """Answers sampled per question, for avg@k and pass@k; default: 1, of other questions than benchmarks 8."""
+    temperature: float | None = None
+    """Sampling temperature, 0 is greedy; default: 0 for one answer to a benchmark, else 1."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens whose probabilities add up to this; of benchmarks only."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens; default: the benchmark's (reasoning models need more), 80 of other questions."""
+    frames: int = 16
+    """Frames of a video, evenly spaced."""
+    batch: int = 16
+    """Questions asked at once; those about one picture come together, and it is encoded once."""
+    seed: int = 0
+    """Seed of sampling; every row has random numbers of its own."""
+    prompt: str = ""
+    """Text around the question; {question} is replaced. Default: a benchmark's prompt as it is, else as in training."""
+    system: str | None = None
+    """System turn before a benchmark's prompt; default: the benchmark's."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What to do about a row that cannot be used: stop with its number, or leave it out and count it."""
     tasks: str = ""
-    """Ask only these kinds of questions, e.g. count,locate; default: all."""
+    """Ask only these kinds of the world's or your own questions, e.g. count,locate; default: all."""
     columns: str = ""
-    """Names of your columns if they differ from question, answer, images: "question=problem"."""
+    """Names of your own columns if they differ from question, answer, images: "question=problem"."""
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels; default: the model's own setting."""
     max_pixels: int | None = None
@@ -54,52 +85,110 @@ class Args:
     """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     out: str = "runs/eval"
     """Folder for the results."""
+    run_name: str = ""
+    """Name of this run's folder, in which a killed run goes on; default: model and time."""
+    resume: str = ""
+    """Folder of a killed run, to go on with its options."""
+    compare: tuple[str, str] | None = None
+    """Two folders of results, to compare row by row."""
+    show_list: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """Show the benchmarks, or those named: rows, metric, licence, source, scorings, published numbers."""
 
 
-def table(evaluation: Evaluation) -> str:
-    """Markdown: a row per kind of question, a column per split, avg@k with its interval; pass@k overall."""
-    whole, splits = evaluation.summary(), {}
-    for name in whole["splits"]:
-        part = [record for record in evaluation.records if record["split"] == name]
-        splits[name] = type(evaluation)(part, evaluation.k).summary()
-    lines = [f"| | {' | '.join(splits)} | all | pass@{evaluation.k} |", f"|---|{'---:|' * (len(splits) + 2)}"]
-    for task, row in [*whole["tasks"].items(), ("all", whole["overall"])]:
-        parts = splits.values()
-        found = [part["tasks"].get(task) if task in whole["tasks"] else part["overall"] for part in parts]
-        cells = [accuracy(stats) if stats else "" for stats in [*found, row]]
-        lines.append(f"| {task} | {' | '.join(cells)} | {row['pass@k']:.3f} |")
-    count, cut = whole["overall"]["questions"], whole["overall"]["truncated"]
-    lines += ["", f"{count} questions, mean of {evaluation.k} answers each, 95 % intervals over questions; "
-              f"{cut:.1%} of the answers were cut off."]  # fmt: skip
-    return "\n".join(lines)
+# ---------------------------------------------------------------- options
 
 
-def accuracy(stats: dict) -> str:
-    low, high = stats["interval"]
-    return f"{stats['avg@k']:.3f} [{low:.3f}, {high:.3f}]"
+def parse(argv: list[str]) -> Args:
+    """The options; with --resume those of that run, on top of which comes what is typed. Raises SightRLError."""
+    saved: dict[str, Any] = {}
+    if folder := typed(argv, "resume"):
+        try:
+            saved = json.loads((Path(folder) / "options.json").read_text(encoding="utf-8")) | {"resume": folder}
+        except (OSError, ValueError, TypeError):
+            problem = "no run is there (options.json is missing or damaged)"
+            raise SightRLError(f"--resume {folder}: {problem}; give the folder of a run.") from None
+    known = {field.name for field in dataclasses.fields(Args)}
+    default = Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known})
+    return tyro.cli(Args, args=argv, default=default, description=__doc__)
+
+
+def check(args: Args) -> None:
+    """Raises SightRLError for numbers that make no sense."""
+    for name in ("limit", "k", "max_new_tokens", "frames", "batch"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise SightRLError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.temperature is not None and not 0 <= args.temperature < math.inf:
+        raise SightRLError(f"--temperature must be 0 or more, not {args.temperature}.")
+    if not 0 < args.top_p <= 1:
+        raise SightRLError(f"--top-p must be above 0 and at most 1, not {args.top_p}.")
+    if args.prompt and "{question}" not in args.prompt:
+        raise SightRLError("--prompt needs {question} where the question goes.")
+
+
+def names_in(words: tuple[str, ...]) -> list[str]:
+    """The names between blanks and commas; a --data form keeps the commas behind it."""
+    names: list[str] = []
+    for word in words:
+        rest = word
+        while rest:
+            form = rest.startswith(tuple(form for form in FORMS if form.endswith(":")))
+            name, _, rest = (rest, "", "") if form else rest.partition(",")
+            names += [name.strip()] if name.strip() else []
+    if not names:
+        raise SightRLError("--benchmarks needs a name such as world; --list shows all.")
+    return list(dict.fromkeys(names))
+
+
+def choose(names: list[str]) -> tuple[dict[str, tuple[Any, Path]], list[str]]:
+    """({name: (benchmark, its file)}, --data forms) that the names mean. Raises SightRLError for an unknown one.
+
+    A name may be a file of benchmarks, bench.py, or one of several in it, bench.py:name.
+    """
+    from scoring import find_benchmarks
+
+    files = {name: name.partition(".py")[0] + ".py" for name in names if re.search(r"\.py(:\w+)?$", name)}
+    found, problems = find_benchmarks([Path(file) for file in dict.fromkeys(files.values())])
+    chosen: dict[str, tuple[Any, Path]] = {}
+    for name in names:
+        if is_form(name):
+            continue
+        table = {n: b for n, b in found.items() if name not in files or b[1] == Path(files[name])}
+        wanted = list(table) if name == files.get(name) else [name.rpartition(":")[2]]
+        if not wanted or wanted[0] not in table:
+            known = f"there are {', '.join(['world', *found])}"
+            raise SightRLError(" ".join([f"there is no benchmark {name!r}; {known}.", *problems]))
+        chosen |= {n: table[n] for n in wanted}
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return chosen, [name for name in names if is_form(name)]
+
+
+def is_form(name: str) -> bool:
+    return name == "world" or name.startswith(FORMS[1:])
+
+
+# ---------------------------------------------------------------- what to do
 
 
 def main(args: Args) -> None:
-    if args.k < 1 or args.limit < 1 or not args.benchmarks:
-        raise SightRLError("--k and --limit must be at least 1, and --benchmarks needs a name such as world.")
-    from common.training import ask, held_out, load_model  # slow imports: --help must not wait for them
+    check(args)
+    if args.show_list:
+        from scoring import find_benchmarks
+        from summary import show_list
 
-    names = ("model", "prompt", "columns", "tasks", "min_pixels", "max_pixels", "dtype", "device")
-    common = {name: getattr(args, name) for name in names}
-    vlm = load_model(CommonArgs(**common))
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for benchmark in args.benchmarks:
-        options = CommonArgs(**common, data=benchmark, eval_questions=args.limit)
-        evaluation = ask(vlm, options, held_out(options), args.k, args.max_new_tokens, args.temperature)
-        evaluation.settings |= {"model": args.model, "benchmark": benchmark, "prompt": args.prompt}
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{args.model}-{benchmark}").strip("-.")[-80:]
-        folder = Path(args.out) / f"{name}-{stamp}"
-        folder.mkdir(parents=True, exist_ok=True)
-        evaluation.save(folder / "eval.json")
-        text = f"`{args.model}` on `{benchmark}`\n\n{table(evaluation)}\n"
-        (folder / "table.md").write_text(text, encoding="utf-8")
-        print(f"{text}\n{folder / 'eval.json'}\n{folder / 'table.md'}")
+        found, problems = find_benchmarks()
+        if args.benchmarks != Args.benchmarks:
+            found, _ = choose(names_in(args.benchmarks))
+        return show_list({name: benchmark for name, (benchmark, _) in found.items()}, problems)
+    if args.compare:
+        from summary import compare_runs
+
+        return print(compare_runs(*map(Path, args.compare)))
+    chosen, forms = choose(names_in(args.benchmarks))
+    from tasks import ask_model, score_file  # slow: --help must not wait for it
+
+    (score_file if args.predictions else ask_model)(args, chosen, forms)
 
 
 if __name__ == "__main__":
-    main_guard(main, tyro.cli(Args, description=__doc__))
+    main_guard(lambda argv: main(parse(argv)), sys.argv[1:])

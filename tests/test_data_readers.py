@@ -264,6 +264,14 @@ def test_invalid_utf8_and_nothing_left(tmp_path):
     )
 
 
+def test_pictures_outside_of_the_working_folder(tmp_path, monkeypatch):
+    picture(tmp_path / "secret.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_jsonl(tmp_path / "here" / "d.jsonl", [{"question": "?", "answer": "1", "image": "../secret.png"}])
+    assert "the picture ../secret.png lies outside ." in error_of("jsonl:d.jsonl")
+
+
 def test_pictures_outside_need_permission(tmp_path):
     picture(tmp_path / "pictures" / "a.png")
     file = write_jsonl(

@@ -94,6 +94,17 @@ def test_same_generator_same_responses_whatever_is_decoded_together():
     assert len({tuple(row) for row in first.tokens[:3].tolist()}) == 3
 
 
+def test_numbers_of_its_own_make_a_prompt_independent_of_its_neighbours():
+    vlm = make_vlm()
+    prompts = mixed_prompts(vlm)
+    numbers = torch.rand(len(prompts) * 2, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    together = rollout(vlm, prompts, 2, max_new_tokens=12, uniform=numbers)
+    drawn = rollout(vlm, prompts, 2, max_new_tokens=12, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(together.tokens, drawn.tokens)
+    alone = rollout(vlm, prompts[1:2], 2, max_new_tokens=12, uniform=numbers[2:4])
+    assert alone.texts == together.texts[2:4]
+
+
 def test_permuting_prompts_permutes_greedy_responses():
     vlm = make_vlm()
     prompts = mixed_prompts(vlm)

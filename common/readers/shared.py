@@ -91,7 +91,7 @@ def locate(name: Any, root: Path, options: Options, where: str) -> Path:
         )
     path = Path(os.path.normpath(root / name))
     # Names are compared, links are followed: users link picture folders into their data folder.
-    if not options.allow_outside and not path.is_relative_to(os.path.normpath(root)):
+    if not options.allow_outside and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         problem = f"lies outside {root}; move it there, or give its folder after a comma in --data"
         raise SightRLError(f"{where}: the picture {shown(name)} {problem}.")
     try:

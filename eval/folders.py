@@ -1,0 +1,70 @@
+"""Folders of runs: where results go, and the settings that a run which goes on must share with its beginning."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import SightRLError
+
+FREE = ("batch", "device")  # settings that a continued run may change
+HASHES = {"rows_hash": "content of the data", "prompt_hash": "text of the prompts", "scorer_hash": "benchmark file",
+          "model_files": "content of the model's folder"}  # fmt: skip
+
+
+def run_folder(args: Any, what: str) -> Path:
+    from common.distributed import from_main
+
+    if args.resume:
+        return Path(args.resume)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(args.out) / (args.run_name or re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{stamp}").strip("-.")[-80:])
+    while not args.run_name and folder.exists():  # a second run in the same second
+        folder = folder.with_name(folder.name + "x")
+    return from_main(folder)
+
+
+def remember(args: Any, folder: Path) -> None:
+    """Keep the options for --resume."""
+    from common.checkpoint import disk_errors, write_json
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    options = dataclasses.asdict(args) | {"resume": "", "show_list": False}
+    write_json(folder / "options.json", options)
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write settings.json, or compare with the one that is there. Raises SightRLError for a changed setting."""
+    from common.checkpoint import disk_errors, write_json
+
+    path = folder / "settings.json"
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and (folder / "predictions.jsonl").exists():
+            raise SightRLError(f"{folder} holds predictions but no settings.json; give another --run-name.")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+        changed = next((k for k in settings if k not in FREE and saved.get(k) != settings[k]), None)
+    except (OSError, ValueError, AttributeError):
+        raise SightRLError(f"{path} is damaged; give another --run-name.") from None
+    if changed:
+        values = "" if changed in HASHES else f" ({saved.get(changed)!r}, now {settings[changed]!r})"
+        problem = f"{folder} was begun with another {HASHES.get(changed, changed)}{values}"
+        raise SightRLError(f"{problem}; go on with the same, or give another --run-name.")
+    write_json(path, settings)
+
+
+def files_hash(model: str) -> str:
+    """What changes when the model in a local folder does; "" for other models."""
+    from asking import fingerprint
+
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".json") and f.is_file()]
+    return fingerprint([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])
