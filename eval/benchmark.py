@@ -94,6 +94,21 @@ def mean_line(name: str, scores: Sequence[float], scale: float = 100.0) -> Line:
     return Line(name, float(scale * values.mean()), len(values), bootstrap(lambda picked: picked.mean(), values, scale))
 
 
+def clustered_line(name: str, scores: Sequence[float], keys: Sequence[Any], scale: float = 100.0) -> Line:
+    """mean_line for scores that come in clusters (versions of one problem, answers to one question): the interval is
+    from resampling whole clusters, since the members of one are alike."""
+    sums: dict[Any, list[float]] = {}
+    for score, key in zip(scores, keys, strict=True):
+        cluster = sums.setdefault(key, [0.0, 0.0])
+        cluster[0] += score
+        cluster[1] += 1
+    if not sums:
+        return Line(name, 0.0, 0)
+    units = np.array(list(sums.values()))  # [cluster, (sum, count)]
+    interval = bootstrap(lambda picked: picked[:, 0].sum() / picked[:, 1].sum(), units, scale)
+    return Line(name, float(scale * units[:, 0].sum() / units[:, 1].sum()), len(scores), interval)
+
+
 def bootstrap(statistic: Callable[[np.ndarray], float], units: np.ndarray, scale: float = 100.0,
               draws: int = DRAWS) -> tuple[float, float]:  # fmt: skip
     """95 % interval of statistic(units) under resampling of the units (rows, questions, groups) with replacement."""
