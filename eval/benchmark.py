@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import SightRLError
+
 # The published columns. Embedded pictures are PIL images (opened, not decoded), others paths or base64; NaN is None.
 # summarise and the judge functions get rows whose pictures are None. A row that a model was asked with one picture has
 # input_width and input_height, the size in which the model saw it.
@@ -106,6 +108,21 @@ def mean_line(name: str, scores: Sequence[float], scale: float = 100.0) -> Line:
     return Line(name, float(scale * values.mean()), len(values), bootstrap(lambda picked: picked.mean(), values, scale))
 
 
+def clustered_line(name: str, scores: Sequence[float], keys: Sequence[Any], scale: float = 100.0) -> Line:
+    """mean_line for scores that come in clusters (versions of one problem, answers to one question): the interval is
+    from resampling whole clusters, since the members of one are alike."""
+    sums: dict[Any, list[float]] = {}
+    for score, key in zip(scores, keys, strict=True):
+        cluster = sums.setdefault(key, [0.0, 0.0])
+        cluster[0] += score
+        cluster[1] += 1
+    if not sums:
+        return Line(name, 0.0, 0)
+    units = np.array(list(sums.values()))  # [cluster, (sum, count)]
+    interval = bootstrap(lambda picked: picked[:, 0].sum() / picked[:, 1].sum(), units, scale)
+    return Line(name, float(scale * units[:, 0].sum() / units[:, 1].sum()), len(scores), interval)
+
+
 def bootstrap(statistic: Callable[[np.ndarray], float], units: np.ndarray, scale: float = 100.0,
               draws: int = DRAWS) -> tuple[float, float]:  # fmt: skip
     """95 % interval of statistic(units) under resampling of the units (rows, questions, groups) with replacement."""
@@ -133,6 +150,16 @@ def by(*columns: str) -> Callable[[Sequence[Row], Sequence[Result], str], list[L
 
 
 # ---------------------------------------------------------------- small things that scorers share
+
+
+def cell(row: Row, name: str, *kinds: type) -> Any:
+    """row[name]. Raises SightRLError if the row has no such column or, with kinds, if it holds another type."""
+    if name not in row or row[name] is None:
+        raise SightRLError(f"has no column {name}; take the published files or rename yours.")
+    if kinds and (not isinstance(row[name], kinds) or (isinstance(row[name], bool) and bool not in kinds)):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise SightRLError(f"column {name} holds {str(row[name])[:60]!r}; it must be {wanted}.")
+    return row[name]
 
 
 def judged(result: Result, right: bool, answer: Any = None) -> Result:
