@@ -17,6 +17,7 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Benchmark:
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
+    read: Callable[[Path], list[Row]] | None = None  # rows of local data that are no table (--data), e.g. COCO's JSON
 
 
 # ---------------------------------------------------------------- tables
