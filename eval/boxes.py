@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from benchmark import Row
@@ -49,8 +50,9 @@ def box_cell(row: Row, column: str) -> tuple[float, ...]:
 
 def boxes_cell(row: Row, column: str) -> list[tuple[float, ...]]:
     """A list of boxes, perhaps empty."""
-    boxes = [four_numbers(box) for box in list_of(cell(row, column)) or []]
-    if None in boxes or not isinstance(list_of(row[column]), list):
+    values = list_of(cell(row, column))
+    boxes = [four_numbers(box) for box in values] if isinstance(values, list) else [None]
+    if None in boxes:
         raise SightRLError(f"column {column} holds {shown(row[column])}; it must be a list of lists of four numbers.")
     return [box for box in boxes if box is not None]
 
@@ -102,6 +104,17 @@ def size_of(picture: Any) -> Sequence[int] | None:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     return (height, width) if image.getexif().get(0x0112) in TURNED else (width, height)
+
+
+def iou_table(a: Any, b: Any) -> np.ndarray:
+    """IoU of every box of a, [..., 4], with every one of b, [m, 4]: float64 [..., m]; 0 where boxes enclose nothing."""
+    a, b = np.asarray(a, dtype=float)[..., None, :], np.asarray(b, dtype=float).reshape(-1, 4)
+    with np.errstate(all="ignore"):  # boxes out of responses may be infinite
+        sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+        shared = np.maximum(sides, 0.0).prod(axis=-1)
+        areas = [np.maximum(box[..., 2:] - box[..., :2], 0.0).prod(axis=-1) for box in (a, b)]
+        union = areas[0] + areas[1] - shared
+        return np.nan_to_num(np.where((union > 0) & (shared > 0), shared / union, 0.0))
 
 
 def finite(numbers: Sequence[float] | None) -> list[float] | None:

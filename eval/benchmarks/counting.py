@@ -16,8 +16,10 @@ from benchmark import Benchmark, Line, Result, Row, lines_by
 from choices import text, whole
 from common.errors import SightRLError
 
-NAMES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-         "seventeen eighteen nineteen twenty")
+NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+)
 DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NAMES.split())}
 ANSWER = re.compile(r"<answer>\s*+(\d++)\s*+</answer>")
 
@@ -67,7 +69,7 @@ def read_count(response: str) -> int | None:
 def superclevr(row: Row, response: str, scoring: str) -> Result:
     count, truth = read_count(response), whole(row, "ground_truth")
     if truth < 0:
-        raise SightRLError("Column ground_truth holds a negative number; write how many things there are.")
+        raise SightRLError("column ground_truth holds a negative number; write how many things there are.")
     return Result(float(count == truth), count, parts={"read": count is not None})
 
 

@@ -50,8 +50,16 @@ def query_rows(instances: dict[str, Any], exist: dict[str, list[str]], classes: 
             there = true.get((image["id"], category), [])
             if there or category in asked:
                 sides = [[a["bbox"] for a in there if bool(a.get("iscrowd")) == crowd] for crowd in (False, True)]
-                yield {"image": name, "image_id": image["id"], "width": image["width"], "height": image["height"],
-                       "category": category, "boxes": sides[0], "crowd": sides[1], "asked": category in asked}
+                yield {
+                    "image": name,
+                    "image_id": image["id"],
+                    "width": image["width"],
+                    "height": image["height"],
+                    "category": category,
+                    "boxes": sides[0],
+                    "crowd": sides[1],
+                    "asked": category in asked,
+                }
 
 
 def read_queries(family: str, classes: Sequence[str]) -> Callable[[Path], list[Row]]:
@@ -90,7 +98,8 @@ def answer_text(response: str) -> str:
     response = response.replace("[[", "[").replace("]]", "]").replace("\n", "").replace(", ...", "")
     _, opened, rest = response.partition("<answer>")
     content, closed, _ = rest.partition("</answer>")
-    # Without a whole block the script puts tags of its own around the response and so stops at a lone closing one.
+    # Without a whole block the script puts tags of its own around the response: it stops at a lone closing tag, and of
+    # a block that breaks off it can read nothing, as the opening tag is no JSON.
     return content.strip() if opened and closed else response.strip().partition("</answer>")[0]
 
 

@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmark import Benchmark, Line, Result, Row
-from boxes import boxes_cell, cell, list_of, picture_size, texts_cell
+from boxes import boxes_cell, cell, iou_table, list_of, picture_size, texts_cell
 from common.detection import Query, coco_map
 from common.errors import SightRLError
-from common.rewards import iou
 
 Frame = tuple[float, float, float, float]
 LONGEST = 1000  # boxes read from one response
@@ -26,7 +27,7 @@ BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")
 LABEL_KEYS = ("label", "class", "category", "name", "class_name")
 DECIMAL = r"\d++(?:\.\d++)?+"
 FOURS = re.compile(r"[\s,]++".join([rf"((?:-|(?<!\d)){DECIMAL})", *[rf"(-?{DECIMAL})"] * 3]))
-STEPS = 100_000  # braces looked at for objects that cannot be read
+STEPS = 20_000  # braces looked at for objects that cannot be read
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -51,24 +52,33 @@ def json_parts(text: str) -> Any:
     return objects_within(text)
 
 
+OBJECT = re.compile(r'\{\s*+["}]')  # how one begins
+MARKS = re.compile(r'\\.|["{}]', re.S)
+DECODER = json.JSONDecoder()
+
+
 def objects_within(text: str) -> list[Any]:
     """Every {...} that is JSON, those within others left out. Stops at one whose brace never closes."""
-    decoder, found, at, steps = json.JSONDecoder(), [], text.find("{"), 0
+    found, at, steps = [], text.find("{"), 0
     while at >= 0 and steps < STEPS:
-        try:
-            item, at = decoder.raw_decode(text, at)
-            found.append(item)
-        except (ValueError, RecursionError):
+        if (read := object_at(text, at)) is not None:
+            found.append(read[0])
+            at = read[1]
+        else:
             looked = balanced(text, at)
-            steps += abs(looked)
             if looked < 0:
                 break
-            at += 1
+            steps, at = steps + looked, at + 1
         at = text.find("{", at)
     return found
 
 
-MARKS = re.compile(r'\\.|["{}]', re.S)
+def object_at(text: str, start: int) -> tuple[Any, int] | None:
+    """The object that begins there and where it ends; None if it is no JSON."""
+    try:
+        return DECODER.raw_decode(text, start) if OBJECT.match(text, start) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def balanced(text: str, start: int) -> int:
@@ -123,24 +133,30 @@ def normal(label: Any) -> str:
 # ---------------------------------------------------------------- score
 
 
-def best_reading(box: Frame, gold: Sequence[Frame], size: tuple[float, float]) -> Frame:
-    """The box in pixels, by the reading with the largest IoU with any true box of its label."""
-    sides, largest = (*size, *size), max(box)
-    readings = [box]
-    if largest <= 1:
-        readings.append(tuple(value * side for value, side in zip(box, sides, strict=True)))
-    if largest <= 1000:
-        readings.append(tuple(value / 1000 * side for value, side in zip(box, sides, strict=True)))
-    return max(readings, key=lambda reading: max((iou(true, reading) for true in gold), default=0.0))
+def best_readings(boxes: Sequence[Frame], gold: Sequence[Frame], size: tuple[float, float]) -> list[Frame]:
+    """The boxes in pixels, each by the reading with the largest IoU with any of the true boxes."""
+    pixels, sides = np.asarray(boxes, dtype=float).reshape(-1, 4), np.asarray([*size, *size])
+    largest = pixels.max(axis=1, initial=-np.inf)[:, None]
+    readings = np.stack(
+        [
+            pixels,
+            np.where(largest <= 1, pixels * sides, pixels),
+            np.where(largest <= 1000, pixels / 1000 * sides, pixels),
+        ],
+        axis=1,
+    )  # [boxes, 3, 4]
+    best = iou_table(readings, gold).max(axis=-1).argmax(axis=1)
+    return [tuple(box) for box in readings[np.arange(len(pixels)), best].tolist()]
 
 
-def matches(gold: Sequence[Frame], found: Sequence[Frame]) -> dict[int, int]:
-    """{number of a true box: number of a found one}: the pair with the largest IoU first, each box once."""
-    pairs = [(overlap, i, j) for i, true in enumerate(gold) for j, box in enumerate(found)
-             if (overlap := iou(true, box)) > 0]  # fmt: skip
+def matches(table: np.ndarray) -> dict[int, int]:
+    """{number of a true box: number of a found one} by their IoUs, [true, found]: the largest first, each box once."""
     taken: dict[int, int] = {}
     used: set[int] = set()
-    for _, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+    for place in np.argsort(-table, axis=None, kind="stable"):
+        i, j = divmod(int(place), table.shape[1])
+        if not table[i, j] > 0:
+            break
         if i not in taken and j not in used:
             taken[i] = j
             used.add(j)
@@ -156,19 +172,18 @@ def true_boxes(row: Row) -> list[tuple[Frame, str]]:
 
 def score(row: Row, response: str, scoring: str) -> Result:
     """The score is the share of true boxes matched at IoU 0.5; without any, 1 for no answer that is a box."""
-    size, gold, written = picture_size(row), true_boxes(row), predictions(response)
-    found: list[tuple[Frame, str]] = []
+    size, gold, found = picture_size(row), true_boxes(row), predictions(response)
     overlaps, centres = [], []
-    by_label: dict[str, list[Frame]] = {}
-    for box, label in gold:
-        by_label.setdefault(label, []).append(box)
-    for box, label in written:
-        found.append((best_reading(box, by_label[label], size) if label in by_label else box, label))
-    for label, boxes in by_label.items():
-        same = [box for box, name in found if name == label]
-        pairs = matches(boxes, same)
-        overlaps += [iou(box, same[pairs[i]]) if i in pairs else 0.0 for i, box in enumerate(boxes)]
-        centres += [float(i in pairs and centre_in(box, same[pairs[i]])) for i, box in enumerate(boxes)]
+    for label in dict.fromkeys(label for _, label in gold):
+        boxes = [box for box, name in gold if name == label]
+        places = [i for i, (_, name) in enumerate(found) if name == label]
+        read = best_readings([found[i][0] for i in places], boxes, size)
+        for i, box in zip(places, read, strict=True):
+            found[i] = box, label
+        table = iou_table(boxes, read)
+        pairs = matches(table)
+        overlaps += [float(table[i, pairs[i]]) if i in pairs else 0.0 for i in range(len(boxes))]
+        centres += [float(i in pairs and centre_in(box, read[pairs[i]])) for i, box in enumerate(boxes)]
     score = sum(overlap >= 0.5 for overlap in overlaps) / len(overlaps) if overlaps else float(not found)
     answer = [[*box, label] for box, label in first_of_each(found)]
     return Result(score, answer, parts={"iou": overlaps, "centre": centres})
@@ -198,8 +213,13 @@ def set_map(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
     for row, result in zip(rows, results, strict=True):
         gold = true_boxes(row)
         for name in names & ({label for _, label in gold} | {one[4] for one in result.answer or []}):
-            queries.append(Query(name, [box for box, label in gold if label == name],
-                                 [(tuple(one[:4]), 1.0) for one in result.answer or [] if one[4] == name]))
+            queries.append(
+                Query(
+                    name,
+                    [box for box, label in gold if label == name],
+                    [(tuple(one[:4]), 1.0) for one in result.answer or [] if one[4] == name],
+                )
+            )
     return coco_map(queries)
 
 

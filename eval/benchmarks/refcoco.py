@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, mean_line
-from boxes import box_cell, cell, finite, picture_size, texts_cell
+from boxes import box_cell, cell, finite, iou_table, picture_size, texts_cell
 from choices import text
 from common.errors import SightRLError
 from common.rewards import Box, iou
@@ -50,8 +50,10 @@ def prompt_grounding(row: Row, scoring: str) -> str:
 
 def prompt_rec(row: Row, scoring: str) -> str:
     # lmms-eval makes a row of every phrase; of a row that still has several the first is asked.
-    return (f"Where in the picture is this: {texts_cell(row, 'answer')[0]}\nAnswer with its box [x1, y1, x2, y2] in "
-            "square brackets: left, top, right and bottom as shares of the picture's width and height, from 0 to 1.")
+    return (
+        f"Where in the picture is this: {texts_cell(row, 'answer')[0]}\nAnswer with its box [x1, y1, x2, y2] in "
+        "square brackets: left, top, right and bottom as shares of the picture's width and height, from 0 to 1."
+    )
 
 
 def prompt_vlm_r1(row: Row, scoring: str) -> str:
@@ -133,11 +135,11 @@ def to_float(value: Any) -> float:
 
 def best_box(boxes: Sequence[Box], truth: Box, size: tuple[float, float]) -> Box:
     """Of all boxes, in pixels and from 0 to 1000, the first with the largest IoU."""
-    width, height = size
-    readings = [box for x1, y1, x2, y2 in boxes for box in
-                ((x1, y1, x2, y2),
-                 (x1 / 1000 * width, y1 / 1000 * height, x2 / 1000 * width, y2 / 1000 * height))]  # fmt: skip
-    return max(readings, key=lambda box: iou(box, truth), default=ZERO)
+    if not boxes:
+        return ZERO
+    pixels = np.asarray(boxes, dtype=float)
+    readings = np.stack([pixels, pixels / 1000 * np.asarray([*size, *size])], axis=1).reshape(-1, 4)
+    return tuple(readings[int(iou_table(readings, [truth])[:, 0].argmax())].tolist())
 
 
 def first_square(response: str) -> Box:

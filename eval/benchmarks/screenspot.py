@@ -17,11 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
-from benchmark import DRAWS, Benchmark, Line, Result, Row, lines_by, mean_line
+from benchmark import Benchmark, Line, Result, Row, lines_by, mean_line
 from boxes import box_cell, finite, picture_size
-from choices import text
+from choices import macro_line, text
 from common.rewards import iou
 
 Point = tuple[float, float]
@@ -225,21 +223,9 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
     order = [f"{place} {kind}" for place in ("mobile", "desktop", "web") for kind in ("text", "icon")]
     lines = [mean_line(name, groups[name]) for name in order if name in groups]
     if scoring == "official":  # the table of SeeClick averages its columns, not the rows
-        return [group_mean([groups[name] for name in order if name in groups]), *lines]
+        return [macro_line("average", [groups[name] for name in order if name in groups]), *lines]
     head = by_kind(rows, results, scoring, "data_type")
     return [*head, *overlaps(results), *lines] if scoring == "lmms-eval" else [*head, *lines]
-
-
-def group_mean(groups: Sequence[Sequence[float]]) -> Line:
-    """Mean of the means of groups; rows are resampled within their groups."""
-    if not groups:
-        return Line("average", 0.0, 0)
-    arrays = [np.asarray(group, dtype=float) for group in groups]
-    generator = np.random.default_rng(0)
-    drawn = [array[generator.integers(0, len(array), size=(DRAWS, len(array)))].mean(axis=1) for array in arrays]
-    low, high = np.percentile(100 * np.mean(drawn, axis=0), [2.5, 97.5])
-    return Line("average", float(100 * np.mean([array.mean() for array in arrays])), sum(map(len, arrays)),
-                (float(low), float(high)))  # fmt: skip
 
 
 def by_kind(rows: Sequence[Row], results: Sequence[Result], scoring: str, column: str) -> list[Line]:
@@ -264,8 +250,10 @@ def overlaps(results: Sequence[Result]) -> list[Line]:
     values = [result.parts["iou"] for result in results if "iou" in result.parts]
     if not values:
         return []
-    return [mean_line("IoU", values),
-            *(mean_line(f"ACC@{t}", [value >= t for value in values]) for t in (0.1, 0.3, 0.5, 0.7, 0.9))]
+    return [
+        mean_line("IoU", values),
+        *(mean_line(f"ACC@{t}", [value >= t for value in values]) for t in (0.1, 0.3, 0.5, 0.7, 0.9)),
+    ]
 
 
 def summarise_pro(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
