@@ -24,13 +24,7 @@ def read_detections(answer: str) -> list[Found] | None:
     brackets count as single ones, a list that breaks off keeps its complete entries. None where nothing can be read,
     for "No Objects", an empty list, and if any entry lacks a number. Linear time; boxes may enclose nothing.
     """
-    text = answer.replace("[[", "[").replace("]]", "]").replace("\n", "").partition("</answer>")[0]
-    if not text.endswith("]"):
-        text = text.rpartition("},")[0] + "}]" if "}," in text else text + "}]"
-    try:
-        entries = json.loads(text.replace("'", '"'))
-    except (ValueError, RecursionError):
-        return None
+    entries = read_entries(answer.replace("[[", "[").replace("]]", "]").replace("\n", "").partition("</answer>")[0])
     found: dict[tuple[float, ...], float] = {}
     for entry in entries if isinstance(entries, list) else []:
         numbers = [*as_list(entry.get("Position")), entry.get("Confidence")] if isinstance(entry, dict) else []
@@ -38,6 +32,16 @@ def read_detections(answer: str) -> list[Found] | None:
             return None
         found.setdefault(tuple(float(v) for v in numbers[:4]), float(numbers[4]))
     return list(found.items()) or None
+
+
+def read_entries(text: str) -> object:
+    """The JSON of a list in quotes of either kind; of one that breaks off its complete entries. None if it is none."""
+    if not text.endswith("]"):
+        text = text.rpartition("},")[0] + "}]" if "}," in text else text + "}]"
+    try:
+        return json.loads(text.replace("'", '"'))
+    except (ValueError, RecursionError):
+        return None
 
 
 def write_detections(boxes: Sequence[Sequence[int]]) -> str:
@@ -89,6 +93,8 @@ class Query:
     name: str
     gold: Sequence[Sequence[float]]
     found: Sequence[Found]
+    crowd: Sequence[Sequence[float]] = ()
+    """Regions of many things that no one told apart: what is found in them is neither right nor wrong, as in COCO."""
 
 
 def coco_map(queries: Sequence[Query]) -> dict[str, float]:
@@ -102,14 +108,15 @@ def coco_map(queries: Sequence[Query]) -> dict[str, float]:
     from pycocotools.cocoeval import COCOeval
 
     names = sorted({query.name for query in queries})
+    numbers = {name: number for number, name in enumerate(names)}
     rows: tuple[list[dict], list[dict]] = ([], [])  # true boxes, found boxes
     for picture, query in enumerate(queries):
-        sides = [(box, 1.0) for box in query.gold], query.found
-        for side, boxes in zip(rows, sides, strict=True):
-            for (x1, y1, x2, y2), score in boxes:
+        true = [(box, 0, 1.0) for box in query.gold] + [(box, 1, 1.0) for box in query.crowd]
+        for side, boxes in zip(rows, (true, [(box, 0, score) for box, score in query.found]), strict=True):
+            for (x1, y1, x2, y2), crowd, score in boxes:
                 w, h = max(0.0, x2 - x1), max(0.0, y2 - y1)
-                side.append({"id": len(side) + 1, "image_id": picture, "category_id": names.index(query.name),
-                             "bbox": [x1, y1, w, h], "area": w * h, "iscrowd": 0, "score": score})  # fmt: skip
+                side.append({"id": len(side) + 1, "image_id": picture, "category_id": numbers[query.name],
+                             "bbox": [x1, y1, w, h], "area": w * h, "iscrowd": crowd, "score": score})  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its timing
         sides = [COCO(), COCO()]
         for side, boxes in zip(sides, rows, strict=True):
