@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import SightRLError
+
 Row = dict[str, Any]  # the published columns; pictures as the source holds them
 DRAWS = 1000  # of the bootstrap
 
@@ -81,6 +83,7 @@ class Benchmark:
     scorings: tuple[str, ...] = ("official",)  # the first is the card's default; official, vlmevalkit, lmms-eval
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
+    again: Callable[[Row, int], Row] = lambda row, number: row  # the row as answer 0, 1, ... of --k is asked for it
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
 
@@ -123,6 +126,16 @@ def by(*columns: str) -> Callable[[Sequence[Row], Sequence[Result], str], list[L
 
 
 # ---------------------------------------------------------------- small things that scorers share
+
+
+def cell(row: Row, name: str, *kinds: type) -> Any:
+    """row[name]. Raises SightRLError if the row has no such column or, with kinds, if it holds another type."""
+    if name not in row or row[name] is None:
+        raise SightRLError(f"has no column {name}; take the published files or rename yours.")
+    if kinds and (not isinstance(row[name], kinds) or (isinstance(row[name], bool) and bool not in kinds)):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise SightRLError(f"column {name} holds {str(row[name])[:60]!r}; it must be {wanted}.")
+    return row[name]
 
 
 def judged(result: Result, right: bool, answer: Any = None) -> Result:
