@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, Video, bootstrap, cell, mean_line
+from benchmark import Benchmark, Line, Result, Row, Video, cell, mean_line
 from common.errors import SightRLError
 
 Span = tuple[float, float]  # seconds, start <= end
@@ -123,9 +123,10 @@ def score(row: Row, response: str, scoring: str) -> Result:
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """mIoU and R@1. Rows of the same video, caption and times count once, with the last answer, as in both evaluators;
     so ask them once."""
-    kept = {(row["video"], row["caption"], truth(row)): result.score for row, result in zip(rows, results, strict=True)}
-    scores = np.array(list(kept.values()))
-    return [mean_line("mIoU", scores), *(mean_line(f"R@1, IoU >= {least}", scores >= least) for least in (0.3, 0.5, 0.7))]
+    pairs = zip(rows, results, strict=True)
+    scores = np.array([*{(row["video"], row["caption"], truth(row)): result.score for row, result in pairs}.values()])
+    recalls = [mean_line(f"R@1, IoU >= {least}", scores >= least) for least in (0.3, 0.5, 0.7)]
+    return [mean_line("mIoU", scores), *recalls]
 
 
 BENCHMARKS = {

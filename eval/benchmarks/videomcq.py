@@ -24,7 +24,8 @@ from extract import extract_letter
 
 SCORINGS = ("lmms-eval", "vlmevalkit")
 DEV_TASKS = ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reasoning")
-TEST_TASKS = ("anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sportsQA", "topic_reasoning", "tutorialQA")
+TEST_TASKS = ("anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sportsQA", "topic_reasoning",
+              "tutorialQA")  # fmt: skip
 
 
 # ---------------------------------------------------------------- prompts
@@ -134,14 +135,14 @@ def mlvu_score(row: Row, response: str, scoring: str) -> Result:
 def judge_prompt(row: Row, result: Result, response: str, scoring: str, question: Callable[[Row, str], str]) -> str:
     return (f"Somebody was asked a question with options.\n\n{question(row, scoring)}\n\n"
             f"The reply was:\n{response[:4000]}\n\n"
-            "Which option does the reply choose? Answer with its letter alone, or with Z if it is none of them.")  # fmt: skip
+            "Which option does the reply choose? Write its letter alone, or Z if it is none of them.")  # fmt: skip
 
 
 def judge_score(row: Row, result: Result, reply: str, scoring: str, letters: str) -> Result:
     """The letter in the judge's reply; a random one where there is none, as VLMEvalKit does after three tries."""
     letter = extract_letter(reply, [*letters, "Z"])
     letter = letter or fixed_random("video", str(row.get("question"))).choice(letters)
-    gold = gold_letter(row) if "answer" in row else "ABCDE"[row["correct_choice"]]
+    gold = "ABCDE"[row["correct_choice"]] if "correct_choice" in row else gold_letter(row)
     return judged(result, letter == gold, letter)
 
 
@@ -199,13 +200,14 @@ def mlvu_average(rows: Sequence[Row], results: Sequence[Result], scoring: str, t
 # ---------------------------------------------------------------- the three
 
 
-def mlvu(part: str, source: str, tasks: Sequence[str], reference: tuple[tuple[str, str, str], ...] = ()) -> Benchmark:
+def mlvu(part: str, source: str, tasks: Sequence[str], letters: str,
+         reference: tuple[tuple[str, str, str], ...] = ()) -> Benchmark:  # fmt: skip
     return Benchmark(
         title=f"MLVU ({part}, multiple choice)", source=source, split="test", size=None, metric="M-Avg",
         licence="not stated", columns=("video_name", "question", "answer", "task_type"),
         prompt=mlvu_prompt, score=mlvu_score, images=lambda row: [Video(cell(row, "video_name", str))],
         summarise=partial(mlvu_average, tasks=tasks), judge_prompt=partial(judge_prompt, question=mlvu_prompt),
-        judge_score=partial(judge_score, letters="ABCD"), scorings=SCORINGS, max_new_tokens=16, reference=reference,
+        judge_score=partial(judge_score, letters=letters), scorings=SCORINGS, max_new_tokens=16, reference=reference,
         identify=lambda row, number: f"{row['video_name']} {number}", note=FRAMES,
     )  # fmt: skip
 
@@ -237,7 +239,7 @@ BENCHMARKS = {
         reference=(("Qwen2-VL-7B", "55.6", CARD), ("InternVL2.5-4B", "55.2", CARD), ("InternVL2.5-8B", "60.0", CARD)),
         note=FRAMES + "Published runs interleave subtitles with frames; a column subtitles is put before the question.",
     ),
-    "mlvu": mlvu("dev", "hf:sy1998/MLVU_dev", DEV_TASKS,
+    "mlvu": mlvu("dev", "hf:sy1998/MLVU_dev", DEV_TASKS, "ABCD",
                  (("InternVL2.5-4B", "68.3", CARD), ("InternVL2.5-8B", "68.9", CARD))),
-    "mlvu_test": mlvu("test", "hf:sy1998/MLVU_Test", TEST_TASKS),
+    "mlvu_test": mlvu("test", "hf:sy1998/MLVU_Test", TEST_TASKS, "ABCDEF"),
 }  # fmt: skip
