@@ -83,7 +83,8 @@ class Benchmark:
     scorings: tuple[str, ...] = ("official",)  # the first is the card's default; official, vlmevalkit, lmms-eval
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
-    again: Callable[[Row, int], Row] = lambda row, number: row  # the row as answer 0, 1, ... of --k is asked for it
+    again: Callable[[Row, int], Row] | None = None  # where the k answers to a row are votes: the row as vote 0, 1, ...
+    # is asked and scored with; summarise then gets one (row, result) per vote
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
 

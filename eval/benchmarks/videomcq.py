@@ -218,7 +218,7 @@ BENCHMARKS = {
     "videomme": Benchmark(
         title="Video-MME (test)", source="hf:lmms-eval/Video-MME", split="test", size=2700, metric="accuracy",
         licence="not stated", columns=("videoID", "question", "options", "answer", "duration"),
-        prompt=videomme_prompt, score=videomme_score, images=lambda row: [Video(f"{cell(row, 'videoID', str)}.mp4")],
+        prompt=videomme_prompt, score=videomme_score, images=lambda row: [Video(cell(row, "videoID", str))],
         summarise=partial(by_video, video="videoID"), judge_prompt=partial(judge_prompt, question=videomme_prompt),
         judge_score=partial(judge_score, letters="ABCD"), scorings=SCORINGS, max_new_tokens=16,
         identify=lambda row, number: str(row.get("question_id", number)),

@@ -7,9 +7,10 @@ Evaluators: vl-rewardbench/VL_RewardBench at 9b10abdc (inference_hf.py, cal.py);
     lmms-eval  one vote; the order follows from the answers' lengths; unreadable: a judge, then a random choice; macro
                is the mean of the groups that are there
 
-How K votes fit in: every vote is one response with its own row, the same but for its "vote" (0, 1, ..., set by
-`again`), from which the order follows. `summarise` gets one (row, result) per vote and puts together what has the same
-id, query and answers. A row of a published result file may hold random_number instead (1: answers swapped).
+How K votes fit in: each is a response with a row of its own, the same but for "vote" (0, 1, ..., see `again`), from
+which the order follows. `summarise` gets one (row, result) per vote and puts together what has the same id, query and
+answers; data in which every row stands K times with its "vote" give the same. A row of a published result file may
+hold random_number instead (1: the second answer first).
 
 cal.py computes the pairs without unreadable votes but then counts all pairs, so that an unreadable vote is only one
 vote against. The line "overall, with unreadable votes" is that number; the others follow the rule.
@@ -205,7 +206,7 @@ BENCHMARKS = {
         metric="accuracy", licence="MIT", columns=("id", "query", "response", "image", "human_ranking"),
         prompt=prompt, score=score, summarise=summarise, judge_prompt=judge_prompt, judge_score=judge_score,
         scorings=("official", "lmms-eval"), max_new_tokens=2048, again=lambda row, number: row | {"vote": number},
-        identify=lambda row, number: str(row.get("id", number)),
+        identify=lambda row, number: f"{row['id']} {row['vote']}" if "vote" in row else str(row["id"]),
         reference=(("Gemini-1.5-Pro", "67.2 / 62.5", PAPER), ("GPT-4o", "65.8 / 62.4", PAPER),
                    ("Claude-3.5-Sonnet", "55.3 / 53.6", PAPER), ("GPT-4o-mini", "41.5 / 44.8", PAPER),
                    ("Llama-3.2-90B", "56.2 / 53.9", PAPER), ("Qwen2-VL-72B", "39.5 / 43.0", PAPER),
