@@ -268,8 +268,9 @@ def score(row: Row, response: str, scoring: str, column: str) -> Result:
 # ---------------------------------------------------------------- Plus
 
 FLAGS = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
-NOISE = (" ", "\\,", "\n", "\\text", "\\mbox", "\\left", "\\right", "^{\\circ}", "^\\circ", "{m}^3", "m^3", "{units}",
-         "units", "{km}", "km", "\\!", "\\$", "$", "\\%")  # fmt: skip
+LATEX = ("\\left", "\\right", "^{\\circ}", "^\\circ")
+NOISE = (" ", "\\,", "\\\\", "\n", "\\text", "\\mbox", *LATEX, "{m}^3", "m^3", "{units}", "units", "{km}", "km",
+         "\\!", "\\\\", *LATEX, "\\$", "$", "\\%")  # fmt: skip
 
 
 def plus_answer(response: str) -> str:
@@ -291,8 +292,8 @@ def plus_answer(response: str) -> str:
     if closing >= 0 and (opening < 0 or closing < opening):
         text = text[:closing]
     text = text.rpartition("=")[2].rpartition("\\approx")[2]
-    for noise in NOISE:
-        text = text.replace(noise, "")
+    for noise in NOISE:  # one after the other: what goes can bring together what goes next
+        text = text.replace(noise, "\\" if noise == "\\\\" else "")
     text = "0" + text if text.startswith(".") else text
     return text.rstrip(".").lstrip(":").strip()
 
@@ -368,7 +369,8 @@ def routes(title: str, column: str, most: int, reference: tuple[tuple[str, str, 
         licence="not stated for maps and questions; the code is MIT",
         columns=("country", "city", "json", "figure", column, "station_1", "station_2", "routes"),
         prompt=partial(prompt, column=column), score=partial(score, column=column),
-        images=lambda row: [cell(row, "figure")], summarise=partial(summarise, most=most), scorings=("fixed", "official"),
+        images=lambda row: [cell(row, "figure")], summarise=partial(summarise, most=most),
+        scorings=("fixed", "official"),
         max_new_tokens=2048, identify=lambda row, number: f"{row['city']} {number}", reference=reference, note=NOTE,
     )  # fmt: skip
 
