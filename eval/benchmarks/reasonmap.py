@@ -29,8 +29,10 @@ from common.errors import SightRLError
 TEST_CITIES = ("los_angeles", "miami", "toronto", "singapore", "auckland", "rome", "lisboa", "beijing", "hangzhou",
                "budapest", "geneva")  # fmt: skip
 LABELS = ("Route Name:", "Departure Stop:", "Arrival Stop:")
+COUNT = "Number of Via Stops:"  # in one kind of the long questions; the others ask for the stops themselves
 STATION = "站"  # ends the names of stops in China
-Section = dict[str, str]  # line, departure, arrival, and for long questions via
+Section = dict[str, str]  # of an answer: line, departure, arrival, and for long questions via
+Part = dict[str, Any]  # of a reference plan: route_name, departure_stop, arrival_stop, via_stops, num_via_stops
 
 
 # ---------------------------------------------------------------- rows
@@ -59,11 +61,15 @@ def stops_of(row: Row) -> dict[str, set[str]]:
     return lines
 
 
-def plans_of(row: Row) -> list[list[dict[str, Any]]]:
+def plans_of(row: Row, counted: bool) -> list[list[Part]]:
+    """The reference plans. counted: the answer is asked for the numbers of stops between."""
     plans = list(table(row, "routes").values())
     needed = {"route_name", "departure_stop", "arrival_stop"}
-    if not all(isinstance(part, dict) and needed <= part.keys() for plan in plans for part in plan):
-        raise SightRLError("column routes holds a plan without route_name, departure_stop or arrival_stop.")
+    for part in (part for plan in plans for part in plan):
+        if not isinstance(part, dict) or not needed <= part.keys():
+            raise SightRLError("column routes holds a plan without route_name, departure_stop or arrival_stop.")
+        if counted and whole_number(str(part.get("num_via_stops"))) is None:
+            raise SightRLError("column routes holds a plan without num_via_stops as a whole number.")
     return plans
 
 
@@ -133,8 +139,8 @@ def sections_of(response: str, question: str | None = None) -> list[Section]:
                  "departure": "Wrong" if departure is None else clean(departure),
                  "arrival": "Wrong" if arrival is None else clean(arrival)}  # fmt: skip
         if question is not None:
-            label = "Number of Via Stops: " if "Number of Via Stops:" in question else "Via Stops: "
-            found["via"] = text.split(label)[-1].strip()  # without the label the whole block
+            label = COUNT if COUNT in question else "Via Stops:"
+            found["via"] = text.split(f"{label} ")[-1].strip()  # without the label the whole block
         sections.append(found)
     return sections
 
@@ -147,8 +153,8 @@ def right_ends(row: Row, sections: Sequence[Section]) -> bool:
     return bool(sections) and (clean(sections[0]["departure"]), clean(sections[-1]["arrival"])) == (first, last)
 
 
-def correct(row: Row, sections: Sequence[Section]) -> bool:
-    lines = stops_of(row)
+def connected(lines: dict[str, set[str]], sections: Sequence[Section]) -> bool:
+    """Whether every line exists and has both stops, and every section begins where the one before ends."""
     for number, section in enumerate(sections):
         line = "Line 1" if "八通" in section["line"] else section["line"]  # two branches that the map counts to lines
         line = "Line 4" if "大兴" in line else line
@@ -157,7 +163,7 @@ def correct(row: Row, sections: Sequence[Section]) -> bool:
             return False
         if number + 1 < len(sections) and arrival != clean(sections[number + 1]["departure"]):
             return False
-    return right_ends(row, sections)
+    return True
 
 
 # ---------------------------------------------------------------- map score
@@ -183,7 +189,7 @@ def line_name(row: Row, service: str, said: str, scoring: str) -> str:
     one or two letters, so "Line 3" is compared with "Line Li" and the two points are out of reach.
     """
     city = str(row.get("city"))
-    if cell(row, "country", str) == "china":
+    if row["country"] == "china":
         number = re.search(r"\d+", service)
         return f"Line {whole_number(number[0])}" if number else re.sub(r"\(.*?\)", "", service).replace("地铁", "")
     if scoring == "official":
@@ -197,7 +203,7 @@ def line_name(row: Row, service: str, said: str, scoring: str) -> str:
     return f"Line {next(filter(None, match.groups()))}" if match else service
 
 
-def plan_stops(row: Row, part: dict[str, Any], long: bool, scoring: str) -> tuple[str, str]:
+def plan_stops(row: Row, part: Part, long: bool, scoring: str) -> tuple[str, str]:
     """(departure, arrival) of a part of a plan, with the word for station at the end.
 
     A bug of main.py (not for long answers in China): where the departure has the word already, it stands for the
@@ -215,11 +221,9 @@ def plan_stops(row: Row, part: dict[str, Any], long: bool, scoring: str) -> tupl
     return whole(departure), whole(arrival)
 
 
-def via_count_score(section: Section, part: dict[str, Any]) -> float:
+def via_count_score(section: Section, part: Part) -> float:
     """4 for the right number of stops between, less by the relative error; no number counts as 0."""
-    match, gold = re.search(r"\d+", section["via"]), whole_number(str(part.get("num_via_stops")))
-    if gold is None:
-        raise SightRLError("column routes holds a plan without num_via_stops as a whole number.")
+    match, gold = re.search(r"\d+", section["via"]), int(part["num_via_stops"])
     said = 0 if match is None else whole_number(match[0])
     if said == gold:
         return 4.0
@@ -227,42 +231,48 @@ def via_count_score(section: Section, part: dict[str, Any]) -> float:
     return max(0.0, 4 - (error / gold) * 4) if gold else 0.0
 
 
-def plan_score(row: Row, sections: Sequence[Section], plan: Sequence[dict[str, Any]], scoring: str) -> float:
-    """Points of an answer with the right ends for one plan, before the cap."""
-    long, total, counted, hits = "via" in sections[0], 1.0, 0.0, 0
+def plan_points(row: Row, sections: Sequence[Section], plan: Sequence[Part], scoring: str) -> dict[str, float]:
+    """Points that an answer with the right ends has for one plan, before any cap on their sum."""
+    long, line, stops, counted, hits = "via" in sections[0], 0, 0, 0.0, 0
     union: set[str] = set()
     shared: set[str] = set()
     for section, part in zip(sections, plan, strict=False):
         reference = line_name(row, str(part["route_name"]), section["line"], scoring)
         same_line = clean(reference) == clean(section["line"])
         departure, arrival = plan_stops(row, part, long, scoring)
-        total += 2 * same_line + (clean(departure) == clean(section["departure"]))
-        total += clean(arrival) == clean(section["arrival"])
-        if long and "Number of Via Stops:" in row["question_long"]:
+        line += 2 * same_line
+        stops += (clean(departure) == clean(section["departure"])) + (clean(arrival) == clean(section["arrival"]))
+        if long and COUNT in row["question_long"]:
             counted += via_count_score(section, part)
         elif long:  # stops are compared as written: a blank behind a comma makes another stop
             said = section["via"].split(",") if STATION in section["via"] else []
-            stops = map(str, part.get("via_stops") or ()) if row["country"] == "china" else ()  # only there it has them
-            truth = {stop if stop.endswith(STATION) else stop + STATION for stop in stops}
+            names = map(str, part.get("via_stops") or ()) if row["country"] == "china" else ()  # only there it has them
+            truth = {name if name.endswith(STATION) else name + STATION for name in names}
             hits += sum(stop in truth for stop in said)
             if same_line:
                 union |= truth | set(said)
                 shared |= truth & set(said)
     listed = (len(shared) / len(union) * 10 if union else 0.0) + min(10, hits)
-    return total + listed / 2 + min(10.0, counted)
+    return {"ends": 1.0, "line": float(line), "stops": float(stops), "via": listed / 2 + min(10.0, counted)}
 
 
 def score(row: Row, response: str, scoring: str, column: str) -> Result:
-    long = column == "question_long"
-    question = cell(row, column, str)
+    """parts: "map_score" and what the best plan gave for it, the last of equal ones."""
+    long, question = column == "question_long", cell(row, column, str)
+    cell(row, "country", str)
+    plans, lines = plans_of(row, long and COUNT in question), stops_of(row)
     sections = sections_of(response, question if long else None)
-    ends, plans = right_ends(row, sections), plans_of(row)
-    right = bool(sections) and correct(row, sections)
-    cap = 20 if long else 10
-    points = [min(cap, plan_score(row, sections, plan, scoring)) if ends else 0.0 for plan in plans]
-    best = max(points, default=0.0) + (cap if right and plans else 0)
+    ends = right_ends(row, sections)
+    right = ends and connected(lines, sections)
+    cap = 20.0 if long else 10.0
+    parts = {"map_score": 0.0, "ends": 0.0, "line": 0.0, "stops": 0.0, "via": 0.0}
+    for plan in plans if ends else ():
+        points = plan_points(row, sections, plan, scoring)
+        total = min(cap, sum(points.values())) + (cap if right else 0.0)
+        if total >= parts["map_score"]:
+            parts = {"map_score": total, **points}
     read = [[section["line"][:80], section["departure"][:80], section["arrival"][:80]] for section in sections[:20]]
-    return Result(float(right), read, parts={"map_score": float(best)})
+    return Result(float(right), read, parts=parts)
 
 
 # ---------------------------------------------------------------- Plus
