@@ -163,7 +163,8 @@ def clustered(name: str, pairs: Sequence[tuple[str, float]]) -> Line:
     return Line(name, float(100 * units[:, 0].sum() / units[:, 1].sum()), len(pairs), interval)
 
 
-def by_video(rows: Sequence[Row], results: Sequence[Result], scoring: str, video: str, *columns: str) -> list[Line]:
+def by_video(rows: Sequence[Row], results: Sequence[Result], scoring: str, video: str,
+             columns: Sequence[str]) -> list[Line]:  # fmt: skip
     """Overall, then for every value of every column; the mean of questions, as both evaluators have it."""
     pairs = [(str(row.get(video)), result.score) for row, result in zip(rows, results, strict=True)]
     lines = [clustered("overall", pairs)]
@@ -219,7 +220,8 @@ BENCHMARKS = {
         title="Video-MME (test)", source="hf:lmms-eval/Video-MME", split="test", size=2700, metric="accuracy",
         licence="not stated", columns=("videoID", "question", "options", "answer", "duration"),
         prompt=videomme_prompt, score=videomme_score, images=lambda row: [Video(cell(row, "videoID", str))],
-        summarise=partial(by_video, video="videoID"), judge_prompt=partial(judge_prompt, question=videomme_prompt),
+        summarise=partial(by_video, video="videoID", columns=("duration", "domain", "task_type")),
+        judge_prompt=partial(judge_prompt, question=videomme_prompt),
         judge_score=partial(judge_score, letters="ABCD"), scorings=SCORINGS, max_new_tokens=16,
         identify=lambda row, number: str(row.get("question_id", number)),
         reference=(("Qwen2-VL-7B", "63.3 without / 69.0 with subtitles", CARD),
@@ -233,7 +235,8 @@ BENCHMARKS = {
         columns=("id", "video_path", "question", *(f"option{i}" for i in range(5)), "correct_choice", "duration_group",
                  "question_category"),
         prompt=long_prompt, score=long_score, images=lambda row: [Video(cell(row, "video_path", str))],
-        summarise=partial(by_video, video="video_id"), judge_prompt=partial(judge_prompt, question=long_prompt),
+        summarise=partial(by_video, video="video_id", columns=("duration_group", "question_category")),
+        judge_prompt=partial(judge_prompt, question=long_prompt),
         judge_score=partial(judge_score, letters="ABCDE"), scorings=SCORINGS, max_new_tokens=32,
         identify=lambda row, number: str(row.get("id", number)),
         reference=(("Qwen2-VL-7B", "55.6", CARD), ("InternVL2.5-4B", "55.2", CARD), ("InternVL2.5-8B", "60.0", CARD)),

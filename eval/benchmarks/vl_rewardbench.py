@@ -204,7 +204,8 @@ BENCHMARKS = {
     "vl_rewardbench": Benchmark(
         title="VL-RewardBench (test)", source="hf:MMInstruction/VL-RewardBench", split="test", size=1250,
         metric="accuracy", licence="MIT", columns=("id", "query", "response", "image", "human_ranking"),
-        prompt=prompt, score=score, summarise=summarise, judge_prompt=judge_prompt, judge_score=judge_score,
+        prompt=prompt, score=score, images=lambda row: [cell(row, "image")], summarise=summarise,
+        judge_prompt=judge_prompt, judge_score=judge_score,
         scorings=("official", "lmms-eval"), max_new_tokens=2048, again=lambda row, number: row | {"vote": number},
         identify=lambda row, number: f"{row['id']} {row['vote']}" if "vote" in row else str(row["id"]),
         reference=(("Gemini-1.5-Pro", "67.2 / 62.5", PAPER), ("GPT-4o", "65.8 / 62.4", PAPER),
