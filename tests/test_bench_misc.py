@@ -592,7 +592,7 @@ def test_no_response_breaks_a_scorer(name: str, scoring: str) -> None:
     light = {key: None if key in ("image", "figure") else value for key, value in row.items()}
     results = []
 
-    @settings(max_examples=120, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(st.one_of(st.text(max_size=80), SOUP, mutated(right), mutated(right).flatmap(mutated)))
     def holds(text: str) -> None:
         result = benchmark.score(row, text, scoring)
@@ -611,15 +611,15 @@ def test_no_response_breaks_a_scorer(name: str, scoring: str) -> None:
     assert lines and all(0 <= line.value <= 100 for line in lines)
 
 
-LENGTH = 100_000
-MOST = 4.0  # seconds of computing for a text; a linear scorer needs a small part of one, a quadratic one minutes
+LENGTH = 50_000
+MOST = 2.0  # seconds of computing for a text; a linear scorer needs a small part of one, a quadratic one minutes
 LONG_TEXTS = [mark * (LENGTH // len(mark)) for mark in MARKS] + [
     "9" * LENGTH + "x", "1 " * (LENGTH // 2), "1" + " " * LENGTH, "9" * 1000 + " " * LENGTH, "start" + " 1." * LENGTH,
     "(" * LENGTH + ")" * LENGTH, "Overall Judgment" + "Answer 1 is " * 9999, "Overall Judgment Answer" + " " * LENGTH,
-    "Therefore Answer 1 is" + " the " * 40_000, "Route Name: " * 20_000, ROUTE + "," * LENGTH, ROUTE + "甲站," * 50_000,
-    (DIRECT + "--") * 3_000, block("Metro" + " " * LENGTH, "甲站", "丁站"), "{}" * LENGTH, "\\boxed{" + "{" * LENGTH,
-    "The answer is" * 9999, "The best option isThe correct " * 9999, "1:05 - " * 30_000,
-    "start\n1\n" * 30_000]  # fmt: skip
+    "Therefore Answer 1 is" + " the " * 9999, "Route Name: " * 9999, ROUTE + "," * LENGTH, ROUTE + "甲站," * 9999,
+    (DIRECT + "--") * 999, block("Metro" + " " * LENGTH, "甲站", "丁站"), "{}" * LENGTH, "\\boxed{" + "{" * LENGTH,
+    "The answer is" * 9999, "The best option isThe correct " * 9999, "1:05 - " * 9999,
+    "start\n1\n" * 9999]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "scoring"), CASES)

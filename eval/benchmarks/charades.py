@@ -87,6 +87,7 @@ def span_of(response: str, scoring: str) -> Span | None:
     sentences = [sentence for sentence in every if any(word in sentence for word in KEYWORDS)]
     if not sentences and scoring == "lmms-eval":
         sentences = every
+    sentences = [sentence for sentence in sentences if re.search(r"\d", sentence)]
     for find, pattern in STEPS[scoring]:
         times = find(sentences, pattern)
         if len(times) >= 2:

@@ -95,8 +95,8 @@ BENCHMARKS = {
         columns=("image", "changed_caption", "original_noun_phrases", "changed_noun_phrases"),
         prompt=prompt, score=score, images=images, summarise=summarise, max_new_tokens=2048,
         reference=(("o3", "47.7", PAPER), ("Gemini-2.5-Pro", "45.2", PAPER), ("ViCrit-72B", "43.0", PAPER)),
-        note="Published with greedy answers and --min-pixels 50176 --max-pixels 1003520. The card does not name the "
-             "split; if yours is another, give the file with --data. Columns type (of error) and domain (of picture) "
+        note="Published with greedy answers and --min-pixels 50176 --max-pixels 1003520. If your copy names its "
+             "split otherwise, give the file with --data. Columns type (of error) and domain (of picture) "
              "are tabulated where there are any.",
     ),
 }  # fmt: skip

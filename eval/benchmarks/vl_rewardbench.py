@@ -79,14 +79,15 @@ def subset(name: str, scoring: str = "official") -> str:
 
 def prompt(row: Row, scoring: str) -> str:
     first, second = answers(row)[:: -1 if swapped(row, scoring) else 1]
-    question = cell(row, "query", str).replace("<image>", "").strip()
-    return (
+    question = cell(row, "query", str).strip()
+    text = (
         "You judge answers to questions about a picture. Look at the picture, then compare the two answers below. What "
         "counts: is the answer true to the picture (most of all), is it complete, is it clear, does it help with what "
         "was asked? Neither length nor the order of the answers counts.\n\n"
         f"Question: {question}\n\nAnswer 1: {first}\n\nAnswer 2: {second}\n\n"
         "Give a short analysis of both. End with this line, with 1 or 2 for X:\nOverall Judgment: Answer X is better."
     )
+    return text.replace("<image>", "")  # the picture stands before it all
 
 
 # ---------------------------------------------------------------- extraction
@@ -214,8 +215,8 @@ BENCHMARKS = {
                    ("Qwen2-VL-7B", "28.3 / 33.9", PAPER), ("LLaVA-OneVision-7B", "29.6 / 36.5", PAPER),
                    ("LLaVA-Critic-8B", "41.2 / 44.0", PAPER), ("IXC-2.5-Reward", "65.8 / 70.0", PAPER)),
         note="Published: --k 5 --temperature 0.2, top-p 0.2 (the scripts' default is 10 votes; lmms-eval: one vote at "
-             "temperature 1, 1024 tokens). Small judges are far below 50 because such models chose the pairs. The card "
-             "says 1,250 pairs, others counted 1,247 rows. A judge that leaves many pairs without verdict is measured "
-             "on fewer: read the last lines too.",
+             "temperature 1, 1024 tokens). Small judges are far below 50 because such models chose the pairs. The data "
+             "set's page says 1,250 pairs, others counted 1,247 rows. A judge that leaves many pairs without verdict "
+             "is measured on fewer: read the last lines too.",
     ),
 }  # fmt: skip
