@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-import vicrit_bench
+from benchmarks import vicrit as vicrit_bench
 from common import captions, corrupt, detection, facts, overlap, puzzles, rewards
 from common.data import Sample
 from common.maths import grade_answer

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-import vicrit_bench
 from common.captions import (
     WrongCaptions,
     changed_span,
@@ -66,8 +65,6 @@ def test_golden_1_changed_segments(before, after, segment):
 ])  # fmt: skip
 def test_golden_2_to_5_the_released_scorer(response, before, after, right):
     assert released_correct(response, before, after) is right
-    row = {"original_noun_phrases": before, "changed_noun_phrases": [after], "changed_caption": after}
-    assert vicrit_bench.released(row, response) == right
 
 
 def test_golden_6_rewards():
@@ -138,8 +135,6 @@ def test_the_rule_equals_brute_force(before, after, wrong, right, answer, extra)
 def test_no_response_breaks_the_scorers(text):
     assert released_correct(text, *PLATES[1:]) in (True, False)
     assert names_error(text, *PLATES) in (True, False)
-    row = {"original_noun_phrases": None, "changed_noun_phrases": [], "changed_caption": text}
-    assert vicrit_bench.strict(row, text) == vicrit_bench.released(row, text) == 0.0
 
 
 # -------------------------------------------------------------------------------------------------- errors by rule
@@ -345,42 +340,3 @@ def test_captions_as_targets_of_supervised_training(tmp_path):
     sft.main(sft.Args(out=str(tmp_path), model="random:qwen2_5_vl", steps=1, batch_size=2, eval_questions=0,
                       world_habit="caption"))  # fmt: skip
     assert (only_run(tmp_path) / "summary.json").exists()
-
-
-# ------------------------------------------------------------------------------------------------------ the benchmark
-def bench_rows(folder: Path) -> list[dict]:
-    rows = [("A man wears a red hat.", ["a blue hat"], ["a red hat"], "color", "natural"),
-            ("Four dogs sleep.", "three dogs", "four dogs", "count", "natural"),
-            ("An open door.", "closed door", "open door", "condition", "document")]  # fmt: skip
-    names = ("changed_caption", "original_noun_phrases", "changed_noun_phrases", "type", "domain")
-    return [dict(zip(names, row, strict=True), image=picture(folder, f"{i}.png")) for i, row in enumerate(rows)]
-
-
-def test_predictions_are_graded_twice_and_by_kind(tmp_path, capsys):
-    said = ["\\boxed{red hat}", "I see\nfour-legged dogs", "boxed{open door}"]
-    path = tmp_path / "p.jsonl"
-    path.write_text("".join(json.dumps(row | {"prediction": text}) + "\n"
-                            for row, text in zip(bench_rows(tmp_path), said, strict=True)))  # fmt: skip
-    vicrit_bench.main(vicrit_bench.Args(predictions=str(path), out=str(tmp_path / "out")))
-    printed = capsys.readouterr().out
-    assert "| all | 3 | 66.7" in printed and "| count | 1 | 100.0 [100.0, 100.0] | 0.0" in printed
-    assert "| natural | 2 | 100.0 [100.0, 100.0] | 50.0" in printed
-    assert "| domain | rows | released | strict |" in printed
-    path.write_text('{"prediction": "x"}\n')
-    with pytest.raises(SightRLError, match="line 1 has no original_noun_phrases"):
-        vicrit_bench.main(vicrit_bench.Args(predictions=str(path)))
-
-
-def test_the_benchmark_asks_a_model_about_every_row(tmp_path, capsys):
-    rows = bench_rows(tmp_path)
-    rows.append(rows[0] | {"image": picture(tmp_path, "tiny.png", size=20)})  # too small: skipped
-    args = vicrit_bench.Args(model="random:qwen2_5_vl", data=table(tmp_path, rows), max_new_tokens=4, min_pixels=None,
-                             max_pixels=None, out=str(tmp_path / "out"))  # fmt: skip
-    vicrit_bench.main(args)
-    folder = only_run(tmp_path / "out")
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 and {line["type"] for line in lines} == {"color", "count", "condition"}
-    text = (folder / "table.md").read_text()
-    assert "| all | 3 |" in text and "| document | 1 |" in text
-    vicrit_bench.main(vicrit_bench.Args(predictions=str(folder / "predictions.jsonl"), out=str(tmp_path / "again")))
-    assert (only_run(tmp_path / "again") / "table.md").read_text() == text

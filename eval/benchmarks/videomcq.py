@@ -1,0 +1,248 @@
+"""Video multiple choice: Video-MME, LongVideoBench, MLVU (dev and test). One question, one letter.
+
+Evaluators: EvolvingLMMs-Lab/lmms-eval at 75571cfe and open-compass/VLMEvalKit at e8e78f05.
+
+    lmms-eval   Video-MME and MLVU: extractor C2 over A to D; LongVideoBench: the first capital A to E after some cues
+                are deleted ("Answer:" is not among them, so "Answer: B" reads as A), else a random letter
+    vlmevalkit  Video-MME and LongVideoBench: the first capital A to D (E) after other cues are deleted, else a judge;
+                MLVU: the character before the first ")", or the whole response, is the letter, else a judge
+
+The number of frames is part of the protocol: report it with every number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from benchmark import Benchmark, Line, Result, Row, Video, bootstrap, cell, fixed_random, judged, mean_line
+from common.errors import SightRLError
+from extract import extract_letter
+
+SCORINGS = ("lmms-eval", "vlmevalkit")
+DEV_TASKS = ("anomaly_reco", "count", "ego", "needle", "order", "plotQA", "topic_reasoning")
+TEST_TASKS = ("anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sportsQA", "topic_reasoning",
+              "tutorialQA")  # fmt: skip
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def ask(row: Row, lines: Sequence[str], letters: str) -> str:
+    """Subtitles if the row has some, the question, one line per option, and what to answer."""
+    subtitles = str(row.get("subtitles") or "")
+    heard = f"What is said in the frames that you see:\n{subtitles}\n\n" if subtitles else ""
+    options = "\n".join(lines)
+    return (f"{heard}{cell(row, 'question', str)}\n{options}\n"
+            f"Which option is right? Write its letter ({letters}) and nothing else.")  # fmt: skip
+
+
+def videomme_prompt(row: Row, scoring: str) -> str:
+    return ask(row, [str(option) for option in cell(row, "options", list, tuple, np.ndarray)], "A, B, C or D")
+
+
+def long_prompt(row: Row, scoring: str) -> str:
+    options = [f"{letter}. {text}" for letter, text in long_options(row).items()]
+    return ask(row, options, ", ".join(long_options(row)))
+
+
+def mlvu_prompt(row: Row, scoring: str) -> str:
+    """The question holds its options; the open bracket makes the letter come next."""
+    return f"{cell(row, 'question', str)}\nName the right option alone.\nBest option: ("
+
+
+# ---------------------------------------------------------------- extraction
+
+FIRST_CUES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+LMMS_CUES = (*FIRST_CUES, "The best option is", "The correct option is", "Best answer:", "Best option:")
+# A bug of VLMEvalKit, kept: two commas are missing in its list, so two pairs of cues are fused into texts that nobody
+# writes, and "Best option: C" reads as B, the first letter of "Best".
+KIT_CUES = (*FIRST_CUES, "The best option isThe correct option is", "Best answer:Best option:", "Answer:", "Option:")
+
+
+def first_capital(response: str, letters: str, cues: Sequence[str]) -> str:
+    """The first of these letters that is left when the cues are deleted one after the other; "" if there is none."""
+    text = response.strip()
+    for cue in cues:
+        text = text.replace(cue, "")
+    match = re.search(f"[{letters}]", text)
+    return match[0] if match else ""
+
+
+# ---------------------------------------------------------------- scores
+
+
+def gold_letter(row: Row) -> str:
+    letter = cell(row, "answer", str).strip().strip("().")
+    if not re.fullmatch("[A-Z]", letter):
+        raise SightRLError(f"column answer holds {row['answer'][:60]!r}; it must be a letter such as A or (A).")
+    return letter
+
+
+def choice(letter: str, gold: str) -> Result:
+    return Result(float(letter == gold), letter or None, undecided=not letter)
+
+
+def videomme_score(row: Row, response: str, scoring: str) -> Result:
+    gold = gold_letter(row)
+    if scoring == "vlmevalkit":
+        return choice(first_capital(response, "ABCD", KIT_CUES), gold)
+    letter = extract_letter(response, list("ABCD"))
+    return Result(float(letter == gold), letter or None)
+
+
+def long_options(row: Row) -> dict[str, str]:
+    """Letter -> text of the options before the first that is absent ("N/A")."""
+    options: dict[str, str] = {}
+    for number, letter in enumerate("ABCDE"):
+        text = str(cell(row, f"option{number}"))
+        if text == "N/A":
+            break
+        options[letter] = text
+    if not options:
+        raise SightRLError("column option0 holds 'N/A'; a question needs options.")
+    return options
+
+
+def long_score(row: Row, response: str, scoring: str) -> Result:
+    right = cell(row, "correct_choice", int, np.integer)
+    if not 0 <= right < len(long_options(row)):
+        raise SightRLError(f"column correct_choice holds {right}; it must be the number of an option, from 0.")
+    gold = "ABCDE"[right]
+    if scoring == "vlmevalkit":
+        return choice(first_capital(response, "ABCDE", KIT_CUES), gold)
+    letter = first_capital(response, "ABCDE", LMMS_CUES)
+    guess = fixed_random("LongVideoBench", str(row.get("id"))).choice(list(long_options(row)))
+    return Result(float((letter or guess) == gold), letter or guess, parts={"guessed": not letter})
+
+
+def mlvu_score(row: Row, response: str, scoring: str) -> Result:
+    gold = gold_letter(row)
+    if scoring == "vlmevalkit":
+        before, bracket, _ = response.partition(")")
+        said = before[-1:] if bracket else response
+        return Result(float(said == gold), said[:20], undecided=said != gold)
+    letter = extract_letter(response, list("ABCD"))  # E and F, which the test split has, are never right
+    return Result(float(letter == gold), letter or None)
+
+
+# ---------------------------------------------------------------- a judge, for VLMEvalKit's rules
+
+
+def judge_prompt(row: Row, result: Result, response: str, scoring: str, question: Callable[[Row, str], str]) -> str:
+    return (f"Somebody was asked a question with options.\n\n{question(row, scoring)}\n\n"
+            f"The reply was:\n{response[:4000]}\n\n"
+            "Which option does the reply choose? Write its letter alone, or Z if it is none of them.")  # fmt: skip
+
+
+def judge_score(row: Row, result: Result, reply: str, scoring: str, letters: str) -> Result:
+    """The letter in the judge's reply; a random one where there is none, as VLMEvalKit does after three tries."""
+    letter = extract_letter(reply, [*letters, "Z"])
+    letter = letter or fixed_random("video", str(row.get("question"))).choice(letters)
+    gold = "ABCDE"[row["correct_choice"]] if "correct_choice" in row else gold_letter(row)
+    return judged(result, letter == gold, letter)
+
+
+# ---------------------------------------------------------------- summarise
+
+
+def clustered(name: str, pairs: Sequence[tuple[str, float]]) -> Line:
+    """The mean score of (video, score) pairs; the interval resamples videos, whose questions have much in common."""
+    sums: dict[str, list[float]] = {}
+    for video, value in pairs:
+        both = sums.setdefault(video, [0.0, 0.0])
+        both[0] += value
+        both[1] += 1
+    if not pairs:
+        return mean_line(name, [])
+    units = np.array(list(sums.values()))  # [video, (sum, count)]
+    interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), units)
+    return Line(name, float(100 * units[:, 0].sum() / units[:, 1].sum()), len(pairs), interval)
+
+
+def by_video(rows: Sequence[Row], results: Sequence[Result], scoring: str, video: str,
+             columns: Sequence[str]) -> list[Line]:  # fmt: skip
+    """Overall, then for every value of every column; the mean of questions, as both evaluators have it."""
+    pairs = [(str(row.get(video)), result.score) for row, result in zip(rows, results, strict=True)]
+    lines = [clustered("overall", pairs)]
+    for column in columns:
+        groups: dict[str, list[tuple[str, float]]] = {}
+        for row, pair in zip(rows, pairs, strict=True):
+            groups.setdefault(str(row.get(column)), []).append(pair)
+        names = sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        lines += [clustered(f"{column}: {name}", groups[name]) for name in names]
+    return lines
+
+
+ORDER = ("short", "medium", "long", "15", "60", "600", "3600")  # durations as the papers print them
+
+
+def mlvu_average(rows: Sequence[Row], results: Sequence[Result], scoring: str, tasks: Sequence[str]) -> list[Line]:
+    """M-Avg, the plain mean of the tasks' accuracies, where a task without questions counts 0; then each task."""
+    for row in rows:
+        if row.get("task_type") not in tasks:
+            raise SightRLError(f"column task_type holds {str(row.get('task_type'))[:60]!r}; it must be one of {tasks}.")
+    units = np.array([(tasks.index(row["task_type"]), result.score) for row, result in zip(rows, results, strict=True)])
+
+    def average(some: np.ndarray) -> float:
+        place = some[:, 0].astype(int)
+        counts = np.bincount(place, minlength=len(tasks))
+        return float(np.mean(np.bincount(place, some[:, 1], len(tasks)) / np.maximum(counts, 1)))
+
+    if not len(units):
+        return [mean_line("M-Avg", [])]
+    lines = [Line("M-Avg", 100 * average(units), len(units), bootstrap(average, units))]
+    return lines + [mean_line(task, units[units[:, 0] == i, 1]) for i, task in enumerate(tasks)]
+
+
+# ---------------------------------------------------------------- the three
+
+
+def mlvu(part: str, source: str, tasks: Sequence[str], letters: str,
+         reference: tuple[tuple[str, str, str], ...] = ()) -> Benchmark:  # fmt: skip
+    return Benchmark(
+        title=f"MLVU ({part}, multiple choice)", source=source, split="test", size=None, metric="M-Avg",
+        licence="not stated", columns=("video_name", "question", "answer", "task_type"),
+        prompt=mlvu_prompt, score=mlvu_score, images=lambda row: [Video(cell(row, "video_name", str))],
+        summarise=partial(mlvu_average, tasks=tasks), judge_prompt=partial(judge_prompt, question=mlvu_prompt),
+        judge_score=partial(judge_score, letters=letters), scorings=SCORINGS, max_new_tokens=16, reference=reference,
+        identify=lambda row, number: f"{row['video_name']} {number}", note=FRAMES,
+    )  # fmt: skip
+
+
+FRAMES = "Frames are sampled uniformly and their number changes the scores: report it. "
+CARD = "InternVL2.5 model card"
+BENCHMARKS = {
+    "videomme": Benchmark(
+        title="Video-MME (test)", source="hf:lmms-eval/Video-MME", split="test", size=2700, metric="accuracy",
+        licence="not stated", columns=("videoID", "question", "options", "answer", "duration"),
+        prompt=videomme_prompt, score=videomme_score, images=lambda row: [Video(cell(row, "videoID", str))],
+        summarise=partial(by_video, video="videoID", columns=("duration", "domain", "task_type")),
+        judge_prompt=partial(judge_prompt, question=videomme_prompt),
+        judge_score=partial(judge_score, letters="ABCD"), scorings=SCORINGS, max_new_tokens=16,
+        identify=lambda row, number: str(row.get("question_id", number)),
+        reference=(("Qwen2-VL-7B", "63.3 without / 69.0 with subtitles", CARD),
+                   ("InternVL2.5-4B", "62.3 without / 63.6 with subtitles", CARD),
+                   ("InternVL2.5-8B", "64.2 without / 66.9 with subtitles", CARD)),
+        note=FRAMES + "With subtitles: give each row a column subtitles with the lines spoken in its sampled frames.",
+    ),
+    "longvideobench": Benchmark(
+        title="LongVideoBench (validation)", source="hf:longvideobench/LongVideoBench", split="validation", size=1337,
+        metric="accuracy", licence="not stated",
+        columns=("id", "video_path", "question", *(f"option{i}" for i in range(5)), "correct_choice", "duration_group",
+                 "question_category"),
+        prompt=long_prompt, score=long_score, images=lambda row: [Video(cell(row, "video_path", str))],
+        summarise=partial(by_video, video="video_id", columns=("duration_group", "question_category")),
+        judge_prompt=partial(judge_prompt, question=long_prompt),
+        judge_score=partial(judge_score, letters="ABCDE"), scorings=SCORINGS, max_new_tokens=32,
+        identify=lambda row, number: str(row.get("id", number)),
+        reference=(("Qwen2-VL-7B", "55.6", CARD), ("InternVL2.5-4B", "55.2", CARD), ("InternVL2.5-8B", "60.0", CARD)),
+        note=FRAMES + "Published runs interleave subtitles with frames; a column subtitles is put before the question.",
+    ),
+    "mlvu": mlvu("dev", "hf:sy1998/MLVU_dev", DEV_TASKS, "ABCD",
+                 (("InternVL2.5-4B", "68.3", CARD), ("InternVL2.5-8B", "68.9", CARD))),
+    "mlvu_test": mlvu("test", "hf:sy1998/MLVU_Test", TEST_TASKS, "ABCDEF"),
+}  # fmt: skip
