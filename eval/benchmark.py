@@ -32,11 +32,6 @@ DRAWS = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
-class Video:
-    path: str
-
-
-@dataclass(frozen=True)
 class Result:
     """What one response earns."""
 
@@ -160,7 +155,7 @@ def by(*columns: str) -> Callable[[Sequence[Row], Sequence[Result], str], list[L
 def cell(row: Row, name: str, *kinds: type) -> Any:
     """row[name]. Raises SightRLError if the row has no such column or, with kinds, if it holds another type."""
     if name not in row or row[name] is None:
-        raise SightRLError(f"has no column {name}; take the published files or rename yours.")
+        raise SightRLError(f"column {name} is missing; take the published files or rename yours.")
     if kinds and (not isinstance(row[name], kinds) or (isinstance(row[name], bool) and bool not in kinds)):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SightRLError(f"column {name} holds {str(row[name])[:60]!r}; it must be {wanted}.")
