@@ -23,6 +23,10 @@ FORMAT = "Answer with the letter of the right option in parentheses, like (A), a
 FIRST = re.compile(r"[(\s]*([A-Z])", re.I)
 
 
+def options_of(row: Row) -> dict[str, str]:
+    return lettered(texts(row, "choices"), "choices")
+
+
 def prompt(row: Row, scoring: str) -> str:
     return f"{text(row, 'prompt').strip()}\n{FORMAT}"
 
@@ -58,7 +62,7 @@ def first_letter(response: str) -> str:
 
 
 def score(row: Row, response: str, scoring: str) -> Result:
-    options = lettered(texts(row, "choices"))
+    options = options_of(row)
     right = letter(row, "answer")
     if scoring == "vlmevalkit":
         return inferred(response, options, right)
@@ -70,7 +74,7 @@ def score(row: Row, response: str, scoring: str) -> Result:
 
 
 def judge_prompt(row: Row, result: Result, response: str, scoring: str) -> str:
-    question, options = text(row, "question"), lettered(texts(row, "choices"))
+    question, options = text(row, "question"), options_of(row)
     if scoring == "vlmevalkit":
         return inferred_prompt(question, options, response)
     listing = "\n".join(f"({letter}) {option}" for letter, option in options.items())
@@ -83,7 +87,7 @@ def judge_prompt(row: Row, result: Result, response: str, scoring: str) -> str:
 def judge_score(row: Row, result: Result, reply: str, scoring: str) -> Result:
     right = letter(row, "answer")
     if scoring == "vlmevalkit":
-        return inferred_judged(result, reply, lettered(texts(row, "choices")), right)
+        return inferred_judged(result, reply, options_of(row), right)
     # The original compares all of the reply with "(B)", so that "(B) the dog" is wrong.
     reply = reply.strip()
     return replace(result, score=float(reply == f"({right})"), answer=reply[:80], undecided=False)
