@@ -1,10 +1,9 @@
 r"""MEGA-Bench's metrics for a field (megabench/metrics/scoring): METRICS[name](predicted, truth) -> score.
 
-predicted is a text, or whatever JSON holds; the truth is the published text, for CONTEXT metrics the row's
-eval_context.
-Like the original, field_score gives 0 for whatever a metric cannot digest. Not here are the metrics that run code from
-the response (program_judge), ask another service or model (geo_proximity_location_dict, the GPT-4o judges) or need
-packages with data of their own (constrained_generation, gleu_cn, bleu): they score UNSUPPORTED.
+predicted is a text, or whatever JSON holds; the truth is the published text, for CONTEXT metrics the column
+eval_context. Like the original, field_score gives 0 for whatever a metric cannot digest. Not here are the metrics that
+run code from the response (program_judge), ask another service or model (geo_proximity_location_dict, the GPT-4o
+judges) or need packages with data of their own (constrained_generation, gleu_cn, bleu): they score UNSUPPORTED.
 
 Three are near the original, not the same: near_str_match takes accents away but does not transliterate other scripts;
 the numerical matches read arithmetic with common.maths instead of sympy and eval; the LaTeX ones ask math-verify
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import SightRLError
 from megabench_parse import items, parse_json, python_literal
 from megabench_values import (
     angle_rmse,
@@ -51,6 +51,8 @@ def field_score(name: str, predicted: Any, truth: Any) -> float:
         return UNSUPPORTED
     try:
         score = float(metric(predicted, truth))
+    except SightRLError:  # math-verify is missing
+        raise
     except Exception:  # the original: an answer in an unexpected form is wrong
         return 0.0
     return UNSUPPORTED if score < 0 else min(score, 1.0) if not math.isnan(score) else 0.0
