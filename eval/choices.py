@@ -79,10 +79,10 @@ def shown(value: Any) -> str:
 # ---------------------------------------------------------------- options
 
 
-def lettered(options: Sequence[str]) -> dict[str, str]:
-    """Letter -> text. Raises SightRLError if there are no options or more than letters."""
+def lettered(options: Sequence[str], name: str = "options") -> dict[str, str]:
+    """Letter -> text. Raises SightRLError, with the column's name, if there are no options or more than letters."""
     if not 0 < len(options) <= 26:
-        raise SightRLError(f"column options holds {len(options)} options; 1 to 26 can be asked.")
+        raise SightRLError(f"column {name} holds {len(options)} options; 1 to 26 can be asked.")
     return dict(zip(string.ascii_uppercase, options, strict=False))
 
 
