@@ -32,11 +32,6 @@ DRAWS = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
-class Video:
-    path: str
-
-
-@dataclass(frozen=True)
 class Result:
     """What one response earns."""
 
