@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pytest
+from bench_rows import FIVE, FRACTIONS, META, MMK12, dyna, geometry, logic, verse, vision, vista, we
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,24 +26,7 @@ MODULES = (mathvista, mathverse, mathvision, wemath, dynamath, logicvista, geo3k
 ALL = {name: benchmark for module in MODULES for name, benchmark in module.BENCHMARKS.items()}
 
 
-def picture():
-    return Image.new("RGB", (8, 6), "white")
-
-
 # ---------------------------------------------------------------- MathVista
-
-FRACTIONS = ["3/11", "8/11", "6/11", "3/5"]
-META = {"category": "math-targeted-vqa", "context": "synthetic scene", "grade": "elementary school", "img_height": 6,
-        "img_width": 8, "language": "english", "skills": ["arithmetic reasoning", "geometry reasoning"],
-        "source": "IconQA", "split": "testmini", "task": "math word problem"}  # fmt: skip
-
-
-def vista(answer, kind="text", choices=None, precision=None, **more):
-    question_type = "multi_choice" if choices else "free_form"
-    return {"pid": "7", "question": "What fraction is blue?", "image": "images/7.jpg", "decoded_image": picture(),
-            "choices": choices, "unit": None, "precision": precision, "answer": answer, "question_type": question_type,
-            "answer_type": kind, "metadata": META, "query": "Question: What fraction is blue?"} | more  # fmt: skip
-
 
 VISTA = [  # number, row, extraction, right by official, lmms-eval, VLMEvalKit
     (1, vista("8/11", choices=FRACTIONS), "(B) 8/11", (1, 1, 1)),
@@ -144,14 +128,6 @@ def test_mathvista_bad_rows(row, column):
 # ---------------------------------------------------------------- MathVerse
 
 
-def verse(answer, kind="multi-choice", version="Text Lite", problem="1", question="Find x.\nChoices:\nA:30\nB:45"):
-    seen = "" if version == "Vision Only" else question
-    return {"sample_index": f"{problem}-{version}", "problem_index": problem, "problem_version": version,
-            "question": seen, "image": None if version == "Text Only" else picture(), "answer": answer,
-            "question_type": kind, "metadata": {"split": "testmini", "source": "GEOS", "subject": "Plane Geometry",
-            "subfield": "Angle"}, "query_wo": seen, "query_cot": seen, "question_for_eval": question}  # fmt: skip
-
-
 def test_mathverse_golden_1_quick_match():
     assert mathverse.score(verse("A"), "A", "official") == Result(1.0, "A", parts={"local": 1.0})
     assert mathverse.score(verse("A"), "A.", "official") == Result(0.0, undecided=True, parts={"local": 1.0})
@@ -245,15 +221,6 @@ def test_mathverse_prompts_and_pictures():
 
 
 # ---------------------------------------------------------------- MATH-Vision
-
-FIVE = ["12", "15", "18", "20", "24"]
-
-
-def vision(answer="B", options=(), **more):
-    return {"id": "4", "question": "How many?\n<image1>", "options": list(options), "image": "images/4.jpg",
-            "decoded_image": picture(), "answer": answer, "solution": None, "level": 2,
-            "subject": "arithmetic"} | more  # fmt: skip
-
 
 VISION = [  # number, response, row, VLMEvalKit: right, None for undecided
     (1, r"So the answer is \boxed{B}.", vision("B", FIVE), True),
@@ -349,12 +316,6 @@ def test_mathvision_prompts_table_and_bad_rows():
 # ---------------------------------------------------------------- We-Math
 
 
-def we(key="2steps_1", answer="B", problem="p", **more):
-    return {"ID": problem, "split": "testmini", "knowledge concept": "Area", "knowledge concept description": "Area",
-            "question": "How large?", "option": "A. 1 cm; B. 2 cm; C. No correct answer", "answer": answer,
-            "image_path": picture(), "key": key, "question number": 1} | more  # fmt: skip
-
-
 @pytest.mark.parametrize(("response", "letter"), [
     ("Thought: x / Answer: B", "B"),
     ("Answer: <C>", "C"),
@@ -440,12 +401,6 @@ def test_wemath_other_scorings_and_prompts():
 # ---------------------------------------------------------------- DynaMath
 
 
-def dyna(kind, truth, question_id="1", variant="1", **more):
-    return {"question_id": question_id, "id": variant, "question": "What is it?", "ground_truth": truth,
-            "answer_type": kind, "decoded_image": picture(), "subject": "algebra",
-            "level": "high school"} | more  # fmt: skip
-
-
 def short(answer):
     return json.dumps({"solution": "Because.", "short answer": answer}, ensure_ascii=False)
 
@@ -528,11 +483,6 @@ def test_dynamath_prompts_judge_and_bad_rows():
 # ---------------------------------------------------------------- LogicVista
 
 
-def logic(answer="A, C", skill=("inductive",)):
-    return {"question_id": "v1_0", "image": picture(), "question": "Which fit? Select from A, B, C and D.",
-            "answer": answer, "skill": list(skill)}  # fmt: skip
-
-
 @pytest.mark.parametrize(("truth", "reply", "right"), [
     ("A, C", '["C", "A"]', 1),
     ("A, C", "A", 0),
@@ -593,11 +543,6 @@ def test_logicvista_own_rule_prompts_and_table():
 # ---------------------------------------------------------------- Geometry3K, MMK12
 
 
-def geometry(answer="3"):
-    return {"images": [picture()], "problem": "<image>Find x.", "answer": answer, "id": 1, "choices": ["3", "4"],
-            "ground_truth": "A"}  # fmt: skip
-
-
 @pytest.mark.parametrize(("response", "truth", "right"), [  # golden vector 8 of VPPO's card
     (r"\boxed{3} then \boxed{4}", "3", 0),
     (r"\boxed{1/2}", "2/4", 0),
@@ -611,7 +556,7 @@ def test_geo3k_golden_8(response, truth, right):
 
 
 def test_geo3k_prompts_table_and_bad_rows():
-    mmk = {"id": "a", "question": "<image> Which?", "answer": "B", "subject": "physics", "image": picture()}
+    mmk = MMK12
     for row, benchmark in ((geometry(), ALL["geo3k"]), (mmk, ALL["mmk12"])):
         assert "<image>" in benchmark.prompt(row, "official") and "boxed" in benchmark.prompt(row, "official")
         assert len(benchmark.images(row)) == 1
@@ -649,7 +594,7 @@ ROWS = {
     "dynamath": [dyna("multiple choice", "B", "1"), dyna("float", "3.1416", "2"), dyna("text", "even function", "3")],
     "logicvista": [logic(), logic("B")],
     "geo3k": [geometry()],
-    "mmk12": [{"id": "a", "question": "<image> Which?", "answer": "B", "subject": "physics", "image": picture()}],
+    "mmk12": [MMK12],
 }  # fmt: skip
 CASES = [(name, scoring) for name, benchmark in ALL.items() for scoring in benchmark.scorings]
 

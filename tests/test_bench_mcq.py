@@ -7,9 +7,9 @@ import json
 import re
 
 import pytest
+from bench_rows import BLINK, HALLUSION, MMMU, MMSTAR, MMVP, OPEN, PRO, VISION, mega
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import megabench_metrics
 import megabench_parse
@@ -20,44 +20,8 @@ from choices import grouped, inferred, inferred_judged, lettered, macro_line
 from common.errors import SightRLError
 from megabench_metrics import field_score
 
-PICTURE = Image.new("RGB", (8, 8), "red")
 BENCHMARKS = {name: one for module in (mmmu, mmstar, hallusionbench, blink, mmvp, megabench)
               for name, one in module.BENCHMARKS.items()}  # fmt: skip
-
-MMMU = {"id": "validation_Art_Theory_3", "question": "Which colour has <image 1>?",
-        "options": "['red', 'blue', '<image 2>']", "answer": "A", "question_type": "multiple-choice",
-        "explanation": "", "image_1": PICTURE, "image_2": PICTURE, "image_3": None, "img_type": "['Paintings']",
-        "topic_difficulty": "Easy", "subfield": "Art"}  # fmt: skip
-OPEN = MMMU | {"id": "validation_Math_15", "question": "What is <image 1>?", "options": "[]", "answer": "12.97",
-               "question_type": "open"}  # fmt: skip
-SHARED = ("id", "question", "explanation", "answer", "image_1", "image_2", "img_type", "topic_difficulty")
-TEN = str([f"colour {i}" for i in range(10)])
-PRO = {name: MMMU[name] for name in SHARED} | {"options": TEN, "subject": "Art_Theory"}
-VISION = {"id": "test_History_1", "image": PICTURE, "options": "['w', 'x', 'y', 'z']", "answer": "A",
-          "subject": "History"}  # fmt: skip
-MMSTAR = {"index": 0, "question": "Which colour?\nOptions: A: red, B: blue, C: green, D: a very, very dark grey",
-          "image": PICTURE, "answer": "B", "category": "coarse perception", "l2_category": "image emotion",
-          "meta_info": {"source": "MMBench", "split": "val", "image_path": "1.jpg"}}  # fmt: skip
-HALLUSION = {"category": "VD", "subcategory": "illusion", "visual_input": "1", "set_id": "0", "figure_id": "0",
-             "sample_note": "circle", "question_id": "0", "question": "Is it red?", "gt_answer_details": "It is red.",
-             "gt_answer": "1", "filename": "./VD/illusion/0_0.png", "image": PICTURE}  # fmt: skip
-BLINK = {"idx": "val_Counting_1", "question": "How many?", "prompt": "How many? Select: (A) 1 (B) 2 (C) 3 (D) 4",
-         "sub_task": "Counting", "image_1": PICTURE, "image_2": PICTURE, "image_3": None, "image_4": None,
-         "choices": ["1", "2", "3", "4"], "answer": "(B)", "explanation": ""}  # fmt: skip
-MMVP = {"Index": 1, "Question": "Is the door open?", "Options": "(a) Open (b) Closed", "Correct Answer": "(a)",
-        "image": PICTURE}  # fmt: skip
-
-
-def mega(metrics, answer, parser="answer_string", context=None, **more):
-    """A row of MEGA-Bench with weight 1 for every field."""
-    info = {"field_score_function": metrics, "response_parse_function": parser,
-            "aggregation": {"function": "mean", "field_weights": dict.fromkeys(metrics, 1)}} | more  # fmt: skip
-    return {"task_name": "colours", "id": "7", "task_description": "Name the colour.",
-            "example_text": "Example: <image>", "query_text": 'Now: <image>\nFinish with "Answer: ..."',
-            "answer": json.dumps(answer), "global_media": "[]", "example_media": "['./a.png']",
-            "query_media": "['./b.mp4']", "metric_info": str(info),
-            "eval_context": json.dumps(context or {})}  # fmt: skip
-
 
 MEGA = mega({"colour": "exact_str_match"}, {"colour": "red"})
 ROWS = {"mmmu": MMMU, "mmmu_pro_10": PRO, "mmmu_pro_4": PRO, "mmmu_pro_vision": VISION, "mmstar": MMSTAR,

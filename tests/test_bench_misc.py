@@ -9,6 +9,7 @@ import signal
 from dataclasses import asdict
 
 import pytest
+from bench_rows import CRITIC, LONG, MAP, MLVU, MME, PAIR, PLUS, ROUTE, SERVICE, STA, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,38 +26,8 @@ def values(lines: list[Line]) -> dict[str, float]:
     return {line.name: line.value for line in lines}
 
 
-# ---------------------------------------------------------------- rows of the published form
+# ---------------------------------------------------------------- every benchmark
 
-PICTURE = Image.new("RGB", (56, 56), "red")
-MME = {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law", "url": "u",
-       "videoID": "fFj", "question_id": "001-1", "task_type": "Counting Problem", "question": "How many?",
-       "options": ["A. One.", "B. Two.", "C. Three.", "D. Four."], "answer": "C"}  # fmt: skip
-LONG = {"id": "v_1", "video_id": "v", "video_path": "v.mp4", "subtitle_path": "v.json", "question": "What moves?",
-        "option0": "a cat", "option1": "a dog", "option2": "a car", "option3": "a bus", "option4": "N/A",
-        "correct_choice": 2, "duration": 14.0, "duration_group": 15, "question_category": "S2E"}  # fmt: skip
-MLVU = {"video_name": "ego_1.mp4", "question": "Where is it?\n(A) left\n(B) right", "answer": "B", "task_type": "ego"}
-STA = {"video": "AO8RW.mp4", "caption": "a person puts a cup down", "timestamp": [0.0, 10.0]}
-PAIR = {"id": "RLAIF-V-10", "query": "<image>\nWhat is red?", "response": ["A cup.", "A car."], "image": PICTURE,
-        "human_ranking": [0, 1], "models": ["a", "b"], "query_source": "x"}  # fmt: skip
-CITY = {"Line 1": ["甲站", "乙站（换乘站）", "丙站", "丁站", "戊站"], "Line 4": ["己站", "丙站", "庚站", "辛站"]}
-SERVICE = "地铁1号线(甲--戊)"
-
-
-def part(line: str, start: str, end: str, *via: str, **other: object) -> Row:
-    return {"route_name": line, "departure_stop": start, "arrival_stop": end, "via_stops": list(via),
-            "num_via_stops": len(via), **other}  # fmt: skip
-
-
-MAP = {"country": "china", "city": "x", "json": CITY, "figure": PICTURE, "question_short": "How from 甲站 to 丁站?",
-       "question_long": "How from 甲站 to 丁站? Number of Via Stops: ", "station_1": "甲站", "station_2": "丁站",
-       "routes": {"1": [part(SERVICE, "甲", "丁", "乙", "丙")],
-                  "2": [part(SERVICE, "甲", "丙", "乙"), part("地铁4号线", "丙", "丁")], "3": None},
-       "difficulty_city": "easy", "difficulty_question": "hard", "question_transfer_count": 0}  # fmt: skip
-PLUS = {"figure": PICTURE, "question": "Is it?", "answer": 1, "type": "TorF1", "difficulty_city": "hard"}
-CRITIC = {"image": PICTURE, "changed_caption": "A car with orange license plates by a road.",
-          "original_noun_phrases": ["yellow license plates"], "changed_noun_phrases": ["orange license plates"],
-          "type": "color", "domain": "natural"}  # fmt: skip
-ROUTE = "Route Name: Line 1\nDeparture Stop: 甲站\nArrival Stop: 丁站\nNumber of Via Stops: 2"
 ROWS: dict[str, tuple[Row, str]] = {  # row, a right answer
     "videomme": (MME, "C"), "longvideobench": (LONG, "C"), "mlvu": (MLVU, "B"),
     "mlvu_test": (MLVU, "(B) right"), "charades_sta": (STA, "The event happens in 0.0 - 10.0 seconds."),

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 
 import numpy as np
 import pytest
+from bench_rows import (
+    BAG,
+    BRAND,
+    BUTTON,
+    CHART,
+    CLEVR,
+    COLOURS,
+    DOG,
+    DOGS,
+    PETS,
+    R1,
+    SAVE,
+    SCREEN,
+    SHAPES,
+    SIGN,
+    instances,
+    query,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +38,6 @@ from common.rewards import iou
 
 FILES = (chartqa, counting, detection, hrbench, odinw, refcoco, screenspot, textvqa_ocrbench, vstar)
 BENCHMARKS: dict[str, Benchmark] = {key: one for file in FILES for key, one in file.BENCHMARKS.items()}
-PICTURE = Image.new("RGB", (640, 480), "grey")
 
 
 def lines(benchmark: Benchmark, rows: list[Row], responses: list[str], scoring: str) -> dict[str, float]:
@@ -30,9 +46,6 @@ def lines(benchmark: Benchmark, rows: list[Row], responses: list[str], scoring: 
 
 
 # ---------------------------------------------------------------- V*
-
-BAG = {"text": "What is the color of the bag? (A) red (B) blue", "label": "B", "category": "direct_attributes",
-       "image": PICTURE, "question_id": "7"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -73,16 +86,6 @@ def test_vstar_judge():
 # ---------------------------------------------------------------- HR-Bench
 
 
-def jpeg() -> str:
-    file = io.BytesIO()
-    PICTURE.save(file, "JPEG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-COLOURS = {"index": 3, "question": "Which colour?", "A": "red", "B": "blue", "C": "green", "D": "yellow", "answer": "B",
-           "category": "single", "cycle_category": "0", "image": jpeg()}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("response", "lmms", "vlmevalkit"),
     [("B", "B", "B"), ("B is the one that I can see in the picture", "B", None), ("blue", "B", "B"),
@@ -117,8 +120,6 @@ def test_hrbench_judge():
 
 # ---------------------------------------------------------------- ScreenSpot
 
-BUTTON = {"bbox": [0.4, 0.4, 0.6, 0.6], "image_width": 1000, "image_height": 500, "instruction": "open the menu",
-          "data_type": "icon", "data_source": "ios", "file_name": "a.png"}  # fmt: skip
 SCREENSHOT = [  # response; SeeClick; lmms v1: IoU, hit; lmms v2: point, hit; VLMEvalKit: point
     ("(0.5, 0.5)", 1, (0, 0), ((0.5, 0.5), 1), (0.0, 0.0)),
     ("[0.4, 0.4, 0.6, 0.6]", 1, (1, 1), ((0.4, 0.4), 1), (0.0, 0.0)),
@@ -188,9 +189,6 @@ def test_screenspot_tables():
 
 # ---------------------------------------------------------------- RefCOCO and LISA
 
-DOG = {"question_id": "1", "image": PICTURE, "answer": ["the dog", "dog on the left"], "bbox": [100, 100, 200, 100]}
-SHAPES = [{"label": "target", "points": [[64, 48], [320, 48], [320, 240]]}]
-R1 = {"image": "COCO_train2014_1.jpg", "problem": "Where is the dog?", "solution": [100, 100, 300, 200]}
 REFERRED = [  # response; IoU of lmms grounding and of VLMEvalKit; VLM-R1: IoU, right
     ('<answer>{"bbox_2d": [100, 100, 300, 200]}</answer>', 1, 0, (1, 1)),
     ("[156, 208, 469, 417]", 0.995218, 0.995218, (0, 0)),
@@ -229,7 +227,7 @@ def test_refcoco_rec_needs_square_brackets_vector_7():
 
 
 def test_lisa_box_vector_8():
-    row = {"text": ["the thing to sit on"], "shapes": SHAPES, "image": PICTURE}
+    row = {"text": ["the thing to sit on"], "shapes": SHAPES, "image": SCREEN}
     assert refcoco.score_lisa(row, "so (100,100),(500,500)", "official").score == pytest.approx(0.999994, abs=1e-6)
     assert refcoco.score_lisa(row, "[100,100,500,500]", "official").parts == {"iou": 0.0, "read": False}
 
@@ -266,18 +264,13 @@ def test_reasonseg_is_read_from_its_folder(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"text": ["seat", "chair"], "is_sentence": False, "shapes": SHAPES}))
     with pytest.raises(SightRLError, match="a.json"):
         refcoco.read_reasonseg(tmp_path)
-    PICTURE.save(tmp_path / "a.jpg")
+    SCREEN.save(tmp_path / "a.jpg")
     (row,) = refcoco.read_reasonseg(tmp_path)
     assert row["image"] == "a.jpg" and picture_size(row) == (640, 480) and refcoco.shape_box(row) == (64, 48, 320, 240)
     assert refcoco.score_lisa(row, "(100,100),(500,500)", "official").score > 0.99
 
 
 # ---------------------------------------------------------------- COCO as Visual-RFT asks it
-
-
-def query(boxes: list[list[float]], **more: object) -> Row:
-    return {"image": "1.jpg", "image_id": 1, "width": 1000, "height": 500, "category": "cat", "boxes": boxes,
-            "crowd": [], "asked": True, **more}  # fmt: skip
 
 
 def found(*items: tuple[list[float], float]) -> str:
@@ -340,15 +333,7 @@ def test_crowd_regions_as_pycocotools_has_them():
 
 
 def test_coco_rows_are_read_from_published_files(tmp_path):
-    instances = {
-        "images": [{"id": 1, "file_name": "1.jpg", "width": 640, "height": 480},
-                   {"id": 2, "coco_url": "http://images.cocodataset.org/val2017/2.jpg", "width": 64, "height": 48}],
-        "annotations": [{"image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "iscrowd": 0},
-                        {"image_id": 1, "category_id": 7, "bbox": [5, 6, 7, 8], "iscrowd": 1},
-                        {"image_id": 2, "category_id": 9, "bbox": [0, 0, 9, 9], "iscrowd": 0}],
-        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}, {"id": 3, "name": "person"}],
-    }  # fmt: skip
-    (tmp_path / "instances_val2017.json").write_text(json.dumps(instances))
+    (tmp_path / "instances_val2017.json").write_text(json.dumps(instances()))
     read = BENCHMARKS["coco_few_shot"].read
     with pytest.raises(SightRLError, match="exist_map_coco"):
         read(tmp_path)
@@ -365,10 +350,6 @@ def test_coco_rows_are_read_from_published_files(tmp_path):
 
 
 # ---------------------------------------------------------------- ODinW-13
-
-PETS = {"dataset_name": "Aquarium", "image_id": 0, "image": PICTURE, "image_width": 200, "image_height": 100,
-        "categories": ["cat", "dog"], "bboxes": [[10, 10, 50, 50], [100, 20, 180, 80]],
-        "labels": ["cat", "dog"]}  # fmt: skip
 
 
 def test_odinw_readings_vector_10():
@@ -409,7 +390,7 @@ def test_odinw_order_and_broken_lists():
     ids=["1", "1b", "2", "2b", "3", "3b", "4", "5", "6", "7"],
 )  # fmt: skip
 def test_chartqa_relaxed(prediction, target, right):
-    row = {"type": "human_test", "question": "How many?", "answer": target, "image": PICTURE}
+    row = {"type": "human_test", "question": "How many?", "answer": target, "image": SCREEN}
     assert [chartqa.score(row, prediction, scoring).score for scoring in ("official", "vlmevalkit")] == [right, right]
 
 
@@ -519,36 +500,30 @@ ROWS: dict[str, tuple[Row, dict[str, str]]] = {  # a published row, and per scor
     "vstar": (BAG, {"lmms-eval": "(B)", "vlmevalkit": "B", "official": "[2.5, 1.5]"}),
     "hrbench_4k": (COLOURS, dict.fromkeys(("official", "vlmevalkit", "lmms-eval"), "B")),
     "hrbench_8k": (COLOURS, dict.fromkeys(("official", "vlmevalkit", "lmms-eval"), "blue")),
-    "screenspot": ({**BUTTON, "image": PICTURE}, {"official": "(0.5, 0.5)", "lmms-eval": "(0.4, 0.4, 0.6, 0.6)",
+    "screenspot": ({**BUTTON, "image": SCREEN}, {"official": "(0.5, 0.5)", "lmms-eval": "(0.4, 0.4, 0.6, 0.6)",
                                                   "vlmevalkit": "pyautogui.click(x=0.5, y=0.5)"}),
-    "screenspot_v2": ({**BUTTON, "image": PICTURE}, {"official": "(0.5, 0.5)", "lmms-eval": "[500, 250]",
+    "screenspot_v2": ({**BUTTON, "image": SCREEN}, {"official": "(0.5, 0.5)", "lmms-eval": "[500, 250]",
                                                      "vlmevalkit": "pyautogui.click(x=500, y=250)"}),
-    "screenspot_pro": ({"image": PICTURE, "bbox": [256, 192, 384, 288], "img_size": [640, 480], "ui_type": "text",
-                        "instruction": "save", "group": "Office"},
+    "screenspot_pro": (SAVE,
                        {"lmms-eval": "[0.5, 0.5]", "vlmevalkit": "click(x=320, y=240)"}),
     **{key: (DOG, {"lmms-eval": "```json\n[{\"bbox_2d\": [100, 100, 300, 200]}]\n```",
                    "vlmevalkit": "[156, 208, 469, 417]"}) for key in refcoco.SETS},
     **{f"{key}_rec": (DOG, {"lmms-eval": "[0.15625, 0.208333, 0.46875, 0.416667]"}) for key in refcoco.SETS},
     **{f"vlm_r1_{key}": (R1 | {"normal_caption": "dog"}, {"official": REFERRED[0][0]}) for key in refcoco.SETS},
-    "lisa": ({"image": PICTURE, "text": ["seat"], "is_sentence": False, "shapes": SHAPES},
+    "lisa": ({"image": SCREEN, "text": ["seat"], "is_sentence": False, "shapes": SHAPES},
              {"official": "<answer>(100,100),(500,500)</answer>"}),
     **{key: (query([[100, 50, 100, 50]], category=names[0]), {"official": found(([100, 100, 200, 200], 0.9))})
        for key, names in detection.CLASSES.items()},
     "odinw13": (PETS, {"lmms-eval": '[{"bbox_2d": [10, 10, 50, 50], "label": "cat"},'
                                     ' {"bbox_2d": [100, 20, 180, 80], "label": "dog"}]'}),
-    "chartqa": ({"type": "augmented_test", "question": "How many?", "answer": "12", "image": PICTURE},
+    "chartqa": (CHART,
                 {"official": "12.3", "vlmevalkit": "12 "}),
-    "textvqa": ({"image_id": "1", "question_id": 1, "question": "which brand?", "image": PICTURE,
-                 "answers": ["nokia"] * 10}, {"official": "Nokia.", "vlmevalkit": "nokia"}),
-    "ocrbench": ({"dataset": "IIIT5K", "question": "what is written in the image?", "answer": ["CENTRE"],
-                  "question_type": "Regular Text Recognition", "image": PICTURE},
+    "textvqa": (BRAND, {"official": "Nokia.", "vlmevalkit": "nokia"}),
+    "ocrbench": (SIGN,
                  dict.fromkeys(("official", "vlmevalkit", "lmms-eval"), "It says Centre.")),
-    "countbench": ({"image": PICTURE, "text": "two dogs", "question": "How many dogs?", "number": 2},
-                   {"lmms-eval": "Two"}),
-    "countbenchqa": ({"image": PICTURE, "text": "two dogs", "question": "How many dogs?", "number": 2},
-                     dict.fromkeys(("lmms-eval", "vlmevalkit"), "2")),
-    "superclevr200": ({"image_path": "./images/superCLEVR_new_025000.png", "question": "How many different items?",
-                       "ground_truth": 4}, {"official": "<think></think><answer>4</answer>"}),
+    "countbench": (DOGS, {"lmms-eval": "Two"}),
+    "countbenchqa": (DOGS, dict.fromkeys(("lmms-eval", "vlmevalkit"), "2")),
+    "superclevr200": (CLEVR, {"official": "<think></think><answer>4</answer>"}),
 }  # fmt: skip
 CASES = [(key, scoring) for key, benchmark in BENCHMARKS.items() for scoring in benchmark.scorings]
 
@@ -650,8 +625,8 @@ def test_boxes_and_sizes():
     data = io.BytesIO()
     turned = Image.Exif()
     turned[0x0112] = 6
-    PICTURE.save(data, "JPEG", exif=turned)
+    SCREEN.save(data, "JPEG", exif=turned)
     assert picture_size({"image": {"bytes": data.getvalue(), "path": None}}) == (480, 640)
-    assert picture_size({"image": PICTURE}) == picture_size({"image": None, "width": 640, "height": 480}) == (640, 480)
+    assert picture_size({"image": SCREEN}) == picture_size({"image": None, "width": 640, "height": 480}) == (640, 480)
     with pytest.raises(SightRLError, match="image_width"):
         picture_size({"image": b"no picture"})
