@@ -159,12 +159,14 @@ def make_prompt(vlm: VLM, benchmark: Benchmark, source: Source, question: Questi
     return guarded(question.where, vlm.prompt, text, pictures, sampling.system or None)
 
 
-def seen_size(prompt: Prompt) -> dict[str, int]:
-    """Columns for scorers of boxes in pixels: the size of the one picture after the resize."""
+def sizes(prompt: Prompt, decoded: list) -> dict[str, int]:
+    """Columns for scorers of boxes: the size of the one picture, and that after the resize. decoded: of make_prompt."""
     if len(prompt.images) != 1:
         return {}
+    [(picture, _)] = [frame for _, frames in decoded for frame in frames]
     height, width = prompt.images[0].shape[:2]
-    return {"input_width": width, "input_height": height}
+    return {"input_width": width, "input_height": height, "picture_width": picture.width,
+            "picture_height": picture.height}  # fmt: skip
 
 
 def uniform_numbers(seed: int, name: str, question: Question, sampling: Sampling) -> Any:
@@ -201,7 +203,7 @@ def answer_batch(vlm: VLM, name: str, benchmark: Benchmark, source: Source, batc
     for n, question in enumerate(asked):
         part = slice(n * sampling.k, (n + 1) * sampling.k)
         row, items = asked_row(benchmark, source, question.number, question.vote)
-        shown = seen_size(prompts[question.id])
+        shown = sizes(prompts[question.id], decoded[question.key])
         row = shown | source.with_pictures(row, items, question.where)
         results = [score(benchmark, row, text, scoring, question.where) for text in out.texts[part]]
         records[question.id] = {"id": question.id, "row": shown | question.row, "responses": out.texts[part],

@@ -26,7 +26,7 @@ from common.errors import SightRLError
 
 # The published columns. Embedded pictures are PIL images (opened, not decoded), others paths or base64; NaN is None.
 # summarise and the judge functions get rows whose pictures are None. A row that a model was asked with one picture has
-# input_width and input_height, the size in which the model saw it.
+# input_width and input_height, the size in which the model saw it, and picture_width and picture_height.
 Row = dict[str, Any]
 DRAWS = 1000  # of the bootstrap
 
@@ -91,7 +91,7 @@ class Benchmark:
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
     again: Callable[[Row, int], Row] | None = None  # where the k answers to a row are votes: the row as vote 0, 1, ...
-    # is asked and scored with; summarise then gets one (row, result) per vote
+    # is asked and scored with (one that is a vote already stays); summarise then gets one (row, result) per vote
     reference: tuple[tuple[str, str, str], ...] = ()  # (model, value, where it is from), only those the card names
     note: str = ""  # what a user must know; traps of the official code
     read: Callable[[Path], list[Row]] | None = None  # rows of local data that are no table (--data), e.g. COCO's JSON

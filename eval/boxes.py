@@ -20,6 +20,7 @@ from choices import literal, shown
 from common.errors import SightRLError
 
 SIZES = (("image_width", "image_height"), ("width", "height"))  # columns that benchmarks give sizes of pictures in
+LEFT_OUT = ("picture_width", "picture_height")  # columns of predictions.jsonl, which has no pictures
 TURNED = range(5, 9)  # EXIF orientations that swap width and height
 
 
@@ -74,16 +75,15 @@ def list_of(value: Any) -> Any:
 
 
 def picture_size(row: Row, column: str = "image") -> tuple[float, float]:
-    """Width and height: columns image_width and image_height, or width and height, or of the picture itself."""
-    for names in SIZES:
-        size = [row.get(name) for name in names]
-        if all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in size):
+    """Width and height: columns image_width and image_height, or width and height, or of the picture itself; where the
+    row has lost it, columns picture_width and picture_height."""
+    stated = (tuple(row.get(name) for name in names) for names in SIZES)
+    left_out = tuple(row.get(name) for name in LEFT_OUT)
+    for size in (*stated, size_of(row.get(column)), left_out):
+        if size is not None and all(isinstance(side, (int, float)) and 0 < side < 1e6 for side in size):
             return float(size[0]), float(size[1])
-    size = size_of(row.get(column))
-    if size is None or 0 in size:
-        raise SightRLError(f"the size of the picture in column {column} is not known; add the columns image_width and "
-                           "image_height.")  # fmt: skip
-    return float(size[0]), float(size[1])
+    raise SightRLError(f"the size of the picture in column {column} is not known; give the rows with their pictures "
+                       "(--data), or add the columns image_width and image_height.")  # fmt: skip
 
 
 def size_of(picture: Any) -> Sequence[int] | None:

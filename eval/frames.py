@@ -75,6 +75,8 @@ def from_video(path: Path, count: int) -> Frames:
         av = importlib.import_module("av")
     except ImportError:
         folder = path.with_suffix("")
+        if folder.is_dir():
+            return from_folder(folder, count)
         unpack = f"mkdir {folder} && ffmpeg -i {path} {folder}/%06d.jpg"
         raise SightRLError(f"{path} is a video file and PyAV, which reads those, is not installed; run pip install av, "
                            f"or unpack it with {unpack}.") from None  # fmt: skip

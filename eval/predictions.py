@@ -125,6 +125,30 @@ def join(predictions: Sequence[Prediction], rows: Sequence[Row], ids: Sequence[s
     return same_questions(list(predictions), rows)
 
 
+def votes_together(benchmark: Benchmark, predictions: Sequence[Prediction], rows: Sequence[Row],
+                   ids: Sequence[str]) -> list[Prediction]:  # fmt: skip
+    """Predictions of single votes, as our own runs write them, as one per row with the row's id. Others stay."""
+    named = {p.id: p for p in predictions}
+    if None in named or len(named) < len(predictions):
+        return list(predictions)
+    together: list[Prediction] = []
+    seen: dict[str, int] = {}
+    for number, (row, row_id) in enumerate(zip(rows, ids, strict=True)):
+        votes: list[Prediction] = []
+        try:
+            while (vote := unique(vote_id(benchmark, row, number, len(votes)), seen)) in named:
+                votes.append(named.pop(vote))
+        except Exception:  # a broken row, which is named when it is scored
+            pass
+        if votes:
+            together.append(replace(votes[0], responses=[text for p in votes for text in p.responses], id=row_id))
+    return together + list(named.values())
+
+
+def vote_id(benchmark: Benchmark, row: Row, number: int, vote: int) -> str:
+    return text_of(benchmark.identify(benchmark.again(row, vote), number))
+
+
 def keyed(predictions: Sequence[Prediction], key: Callable[[Prediction], Any], what: str,
           path: Path) -> dict[Any, Prediction]:  # fmt: skip
     found: dict[Any, Prediction] = {}
@@ -178,7 +202,9 @@ def score_predictions(name: str, benchmark: Benchmark, scoring: str, predictions
     joined: list[Prediction | None] = list(predictions)
     if source is not None:
         bare = [light_row(source, i) for i in range(len(source))]
-        joined = join(predictions, bare, numbered(benchmark, bare), path)
+        ids = numbered(benchmark, bare)
+        together = votes_together(benchmark, predictions, bare, ids) if benchmark.again else predictions
+        joined = join(together, bare, ids, path)
     joined = joined[:limit]
     if len(counts := {len(p.responses) for p in joined if p is not None}) != 1:
         what = "different numbers of answers per row" if counts else "no prediction for these rows"
@@ -207,16 +233,17 @@ def score_one(name: str, benchmark: Benchmark, scoring: str, prediction: Predict
     else:
         where, row = source.where(number), source[number]
     check_columns(name, benchmark, row, where)
-    groups: list[tuple[Row, list[str]]] = [(row, prediction.responses)]
-    if benchmark.again and len(prediction.responses) > 1:
-        groups = [(guarded(where, benchmark.again, row, j), [text]) for j, text in enumerate(prediction.responses)]
+    groups: list[tuple[Row, list[str], str | None]] = [(row, prediction.responses, prediction.id)]
+    if benchmark.again:
+        groups = [(guarded(where, benchmark.again, row, j), [text], None)
+                  for j, text in enumerate(prediction.responses)]  # fmt: skip
     answered = []
-    for asked, texts in groups:
+    for asked, texts, own_id in groups:
         full = asked
         if source is not None:
             full = source.with_pictures(asked, guarded(where, benchmark.images, asked), where)
         results = [through_json(score(benchmark, full, text, scoring, where)) for text in texts]
-        row_id = prediction.id or text_of(guarded(where, benchmark.identify, asked, number))
+        row_id = own_id or text_of(guarded(where, benchmark.identify, asked, number))
         bare = {column: light(cell) for column, cell in asked.items()}
         answered.append(Answered(row_id, bare, texts, results, where, []))
     return answered

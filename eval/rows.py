@@ -99,7 +99,9 @@ class Source:
         return from_base64(item) or self.path(item, where, "the picture", [item])
 
     def video(self, name: str, where: str) -> Path:
-        names = [name, *(f"{name}{end}" for end in VIDEOS), *(f"{name}.gif",)]
+        stem, ending = os.path.splitext(name)
+        unpacked = [stem] if ending.lower() in VIDEOS else []  # a folder of its frames
+        names = [name, *(f"{name}{end}" for end in VIDEOS), f"{name}.gif", *unpacked]
         return self.path(name, where, "the video", [*names, *(f"{f}/{n}" for f in ("videos", "video") for n in names)])
 
     def path(self, name: str, where: str, what: str, names: list[str]) -> Path:

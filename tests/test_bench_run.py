@@ -666,6 +666,12 @@ def test_video_files_need_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     text = message(frames.sample_frames, path, 4)
     assert "pip install av" in text and f"ffmpeg -i {path} {tmp_path / 'clip'}/%06d.jpg" in text
+    (tmp_path / "clip").mkdir()  # as the message says
+    picture(1).save(tmp_path / "clip/000001.jpg")
+    assert len(frames.sample_frames(path, 4)[0]) == 1
+    path.unlink()
+    source = rows.Source([("rows", [])], tmp_path)
+    assert source.video("clip.mp4", "row 1") == tmp_path / "clip"
 
 
 def test_video_files_with_pyav(tmp_path):

@@ -207,7 +207,7 @@ BENCHMARKS = {
         metric="accuracy", licence="MIT", columns=("id", "query", "response", "image", "human_ranking"),
         prompt=prompt, score=score, images=lambda row: [cell(row, "image")], summarise=summarise,
         judge_prompt=judge_prompt, judge_score=judge_score,
-        scorings=("official", "lmms-eval"), max_new_tokens=2048, again=lambda row, number: row | {"vote": number},
+        scorings=("official", "lmms-eval"), max_new_tokens=2048, again=lambda row, number: {"vote": number} | row,
         identify=lambda row, number: f"{row['id']} {row['vote']}" if "vote" in row else str(row["id"]),
         reference=(("Gemini-1.5-Pro", "67.2 / 62.5", PAPER), ("GPT-4o", "65.8 / 62.4", PAPER),
                    ("Claude-3.5-Sonnet", "55.3 / 53.6", PAPER), ("GPT-4o-mini", "41.5 / 44.8", PAPER),
