@@ -39,16 +39,17 @@ def remember(args: Any, folder: Path) -> None:
 
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write settings.json, or compare with the one that is there. Raises SightRLError for a changed setting."""
+    """Write settings.json; where there are answers already, compare. Raises SightRLError for a changed setting."""
     from common.checkpoint import disk_errors, write_json
 
-    path = folder / "settings.json"
+    path, answers = folder / "settings.json", folder / "predictions.jsonl"
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and (folder / "predictions.jsonl").exists():
+        begun = answers.exists() and answers.stat().st_size > 0
+        if begun and not path.exists():
             raise SightRLError(f"{folder} holds predictions but no settings.json; give another --run-name.")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+        saved = json.loads(path.read_text(encoding="utf-8")) if begun else settings
         changed = next((k for k in settings if k not in FREE and saved.get(k) != settings[k]), None)
     except (OSError, ValueError, AttributeError):
         raise SightRLError(f"{path} is damaged; give another --run-name.") from None
