@@ -87,7 +87,8 @@ class Benchmark:
     judge_prompt: Callable[[Row, Result, str, str], str] = no_prompt  # (row, result, response, scoring); "": no judge
     judge_score: Callable[[Row, Result, str, str], Result] | None = None  # (row, result, reply, scoring)
     system: str = ""  # system turn, where the protocol has one
-    scorings: tuple[str, ...] = ("official",)  # the first is the card's default; official, vlmevalkit, lmms-eval
+    scorings: tuple[str, ...] = ("official",)  # the first is the default; official, vlmevalkit, lmms-eval, or fixed
+    # where the official code has bugs that nobody would want
     max_new_tokens: int = 1024  # of the protocol; reasoning models need more
     identify: Callable[[Row, int], str] = lambda row, number: str(number)  # a name for a row that is its alone
     again: Callable[[Row, int], Row] | None = None  # where the k answers to a row are votes: the row as vote 0, 1, ...

@@ -14,6 +14,7 @@ Writes predictions.jsonl, results.json and table.md per benchmark below runs/eva
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -43,7 +44,8 @@ class Args:
     media: str = ""
     """Folder where the pictures and videos lie that rows name; those not there are looked for beside the rows."""
     scoring: str = ""
-    """Whose scorer to be equal to: official, vlmevalkit or lmms-eval; default: the benchmark's own, see --list."""
+    """Whose scorer to be equal to: official, vlmevalkit or lmms-eval (of ReasonMap: fixed or official); default: the
+    first of the benchmark's in --list."""
     judge: str = ""
     """Model that decides where no rule can: "http://HOST:PORT/v1,model=NAME" or "local:FOLDER-or-ID"."""
     predictions: str = ""
@@ -155,8 +157,10 @@ def choose(names: list[str]) -> tuple[dict[str, tuple[Any, Path]], list[str]]:
         table = {n: b for n, b in found.items() if name not in files or b[1] == Path(files[name])}
         wanted = list(table) if name == files.get(name) else [name.rpartition(":")[2]]
         if not wanted or wanted[0] not in table:
-            known = f"there are {', '.join(['world', *found])}"
-            raise SightRLError(" ".join([f"there is no benchmark {name!r}; {known}.", *problems]))
+            near = " or ".join(difflib.get_close_matches(name, found, 3))
+            known = f"there are {', '.join(['world', *found])}."
+            fix = f"did you mean {near}? --list shows all." if near else known
+            raise SightRLError(" ".join([f"there is no benchmark {name!r}; {fix}", *problems]))
         chosen |= {n: table[n] for n in wanted}
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)

@@ -128,7 +128,9 @@ def facts(benchmark: Benchmark, found: dict[str, Any]) -> list[str]:
         texts.append(f"{len(found['skipped'])} rows that cannot be used are left out; the first: {found['skipped'][0]}")
     if found["repeated"]:
         texts.append(f"{found['repeated']} rows repeat the name of an earlier row.")
-    texts.append(f"No rule could read an answer in {rule['undecided']:.1%} of the responses.")
+    help_is_near = rule["undecided"] and "judge" not in found and benchmark.judge_score is not None
+    texts.append(f"No rule could read an answer in {rule['undecided']:.1%} of the responses"
+                 f"{'; --judge decides them' if help_is_near else ''}.")  # fmt: skip
     if judge := found.get("judge"):
         texts.append(judge["about"] or f"The judge {found['judge_spec']} was asked about {judge['asked']} responses; "
                      f"{found['undecided']:.1%} stayed undecided.")  # fmt: skip
@@ -138,8 +140,15 @@ def facts(benchmark: Benchmark, found: dict[str, Any]) -> list[str]:
         texts.append(f"Sampling: {how}, at most {tokens} tokens ({found['truncated']:.1%} cut off).")
         texts.append(f"Pictures of {pixels} pixels, {settings['frames']} frames of a video; prompts "
                      f"{settings['prompt_hash']}.")  # fmt: skip
-    texts += [f"Published: {model} {value} ({source})." for model, value, source in benchmark.reference]
-    return texts
+    return texts + [f"Published: {text}." for text in published(benchmark)]
+
+
+def published(benchmark: Benchmark) -> list[str]:
+    """A text for every source of published numbers: "one model 62.3; another 68.2 (its source)"."""
+    sources: dict[str, list[str]] = {}
+    for model, value, source in benchmark.reference:
+        sources.setdefault(source, []).append(f"{model} {value}")
+    return [f"{'; '.join(numbers)} ({source})" for source, numbers in sources.items()]
 
 
 def overview(results: Sequence[dict[str, Any]]) -> str:
@@ -227,28 +236,30 @@ def details(benchmark: Benchmark) -> list[tuple[str, str]]:
     size = "not stated" if benchmark.size is None else str(benchmark.size)
     texts = [("rows", f"{size} ({benchmark.split})"), ("metric", benchmark.metric), ("licence", benchmark.licence),
              ("source", benchmark.source), ("scorings", ", ".join(benchmark.scorings))]  # fmt: skip
-    texts += [("published", f"{model} {value} ({source})") for model, value, source in benchmark.reference]
+    texts += [("published", text) for text in published(benchmark)]
     return [*texts, *([("note", benchmark.note)] if benchmark.note else [])]
 
 
 def show_list(table: dict[str, Benchmark], problems: Sequence[str]) -> None:
-    """Print what there is: a table on a terminal, paragraphs elsewhere."""
+    """Print what there is by name: a table on a terminal, paragraphs elsewhere."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     console = Console()
+    grid = Table(Column("benchmark", max_width=WIDTH // 4), Column("", overflow="fold"), show_lines=True)
+    for name, benchmark in sorted(table.items()):
+        facts = details(benchmark)
+        if console.is_terminal:
+            parts = [Text.assemble((f"{key} ", "dim"), text) for key, text in facts]
+            left = Text.assemble((name, "bold"), f"\n{benchmark.title}")
+            grid.add_row(left, Text("\n").join([Text(", ").join(parts[:3]), *parts[3:]]))
+            continue
+        print(f"{name}: {benchmark.title}")
+        for key, text in facts:
+            print(textwrap.fill(f"{key}: {text}", WIDTH, initial_indent="    ", subsequent_indent="        "))
+        print()
     if console.is_terminal:
-        grid = Table(Column("benchmark", max_width=WIDTH // 4), "", show_lines=True)
-        for name, benchmark in table.items():
-            right = Text("\n").join(Text.assemble((f"{key} ", "dim"), text) for key, text in details(benchmark))
-            grid.add_row(Text.assemble((name, "bold"), f"\n{benchmark.title}"), right)
         console.print(grid)
-    else:
-        for name, benchmark in table.items():
-            print(f"{name}: {benchmark.title}")
-            for key, text in details(benchmark):
-                print(textwrap.fill(f"{key}: {text}", WIDTH, initial_indent="    ", subsequent_indent="        "))
-            print()
     for problem in problems:
         print(f"warning: {problem}")

@@ -272,6 +272,8 @@ def test_greedy_by_default_and_a_second_writer_is_refused(place, monkeypatch):
     assert "settings.json is damaged" in message(evaluate, *words)
     Path("out/a/fake/settings.json").unlink()
     assert "no settings.json" in message(evaluate, *words)
+    path.unlink()
+    evaluate(*words, "--seed", "7")  # nothing was answered, so that anything may change
 
     class Full(io.BytesIO):
         def write(self, data):
@@ -337,6 +339,7 @@ def test_names_are_parted_at_blanks_and_commas(words, names):
 
 def test_names_and_places_that_mean_nothing(place, capsys):
     assert "there is no benchmark 'nothing'; there are world" in message(run.choose, ["nothing"])
+    assert "'charades'; did you mean charades_sta or chartqa? --list shows all." in message(run.choose, ["charades"])
     assert "there is no benchmark 'fake.py:other'" in message(run.choose, ["fake.py:other"])
     assert "gone.py cannot be used (FileNotFoundError" in message(run.choose, ["gone.py"])
     chosen, forms = run.choose(["fake.py", "world", "jsonl:a.jsonl,b"])
@@ -354,18 +357,36 @@ def test_names_and_places_that_mean_nothing(place, capsys):
     assert "needs one benchmark" in message(evaluate, "--predictions", "x.jsonl", "--benchmarks", "world")
 
 
-def commands() -> list[str]:
+def blocks(kind: str) -> str:
+    """What stands in the text's code blocks of a kind."""
     text = (ROOT / "docs/benchmarks.md").read_text()
-    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
-    return [line.split("  #")[0].strip() for line in blocks.splitlines() if "run.sh eval" in line]
+    return "".join(re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL))
 
 
 def test_commands_in_the_text_are_understood():
-    assert len(commands()) > 8
-    for command in commands():
+    commands = [line.split("  #")[0].strip() for line in blocks("bash").splitlines() if "run.sh eval" in line]
+    assert len(commands) > 8
+    known = {"world", "my_bench.py", *scoring.find_benchmarks()[0]}
+    for command in commands:
         args = tyro.cli(run.Args, args=shlex.split(command)[2:])
         run.check(args)
-        assert run.names_in(args.benchmarks)
+        names = run.names_in(args.benchmarks)
+        assert names and known.issuperset(names), command
+        assert set(tasks.places_of(names, args.data)) <= known
+
+
+def test_the_benchmark_of_the_text_works(tmp_path):
+    (tmp_path / "my_bench.py").write_text(blocks("python"))
+    (tmp_path / "rows.jsonl").write_text(blocks("json"))
+    (tmp_path / "pictures").mkdir()
+    picture().save(tmp_path / "pictures/1.png")
+    [(name, benchmark)] = scoring.load_module(tmp_path / "my_bench.py").BENCHMARKS.items()
+    source = rows.open_rows(name, benchmark, str(tmp_path / "rows.jsonl"))
+    [question], skipped = asking.survey(name, benchmark, source, "official", None, "{question}", "stop")
+    assert question.text == "<image>How many stars are there? Write the number alone." and not skipped
+    results = [benchmark.score(source[0], text, "official") for text in ("3.", "4")]
+    lines = benchmark.summarise([source[0]] * 2, results, "official")
+    assert [(line.name, line.value) for line in lines] == [("overall", 50.0), ("kind: bright", 50.0)]
 
 
 # ---------------------------------------------------------------- where rows come from
@@ -746,6 +767,7 @@ def test_predictions_in_every_form(place, form, data):
     assert {key: marks[0] for key, marks in found["scores"].items()} == {
         f"q{n}": float(n in (1, 3, 4, 6, 7)) for n in range(8)}  # fmt: skip
     assert found["lines"][0]["value"] == 62.5 and found["undecided"] == 1 / 8 and found["missing"] == 0
+    assert "12.5% of the responses; --judge decides them." in table("out/scored")
     assert found["model"].endswith(forms(place)[form].name) and "torch" in found["versions"]
     assert [line["value"] for line in found["lines"][1:3]] == [50.0, 75.0]
 
@@ -905,7 +927,7 @@ def test_the_judge_decides_what_no_rule_can(place, monkeypatch):
     assert found["undecided"] == 0 and found["rule_only"]["undecided"] == 1 / 8 and found["scores"]["q2"] == [1.0]
     text = table("out/scored")
     assert "| accuracy | without judge | rows |" in text and re.search(r"\| overall \| 75.0 \[.*\] \| 62.5 \[", text)
-    assert "12.5% of the responses" in text and "asked about 1 responses; 0.0% stayed undecided" in text
+    assert "12.5% of the responses." in text and "asked about 1 responses; 0.0% stayed undecided" in text
     before = written_without_predictions()
     score_with(forms(place)["kit.tsv"], "--judge", "http://localhost:1/v1,model=m")
     assert len(asked) == 1 and written_without_predictions() == before  # out of the cache
@@ -1016,7 +1038,7 @@ def test_every_benchmark_of_the_repository_can_be_used(capsys):
     assert not problems, problems
     for name, (benchmark, _) in found.items():
         assert re.fullmatch(r"[a-z0-9_]+", name), name
-        assert benchmark.scorings and set(benchmark.scorings) <= {"official", "vlmevalkit", "lmms-eval"}, name
+        assert benchmark.scorings and set(benchmark.scorings) <= {"official", "vlmevalkit", "lmms-eval", "fixed"}, name
         assert benchmark.source.startswith(("hf:", "github:")) and benchmark.split and benchmark.columns, name
 
 

@@ -167,14 +167,17 @@ def percent(value: float) -> float:
 
 # ---------------------------------------------------------------- the benchmarks
 
+PAPER = "Visual-RFT"
 PUBLISHED = {
-    "coco_few_shot": (("Qwen2-VL-2B", "19.6", "Visual-RFT, Table 3"), ("Visual-RFT 2B, 4 shots", "40.6", "Table 3"),
-                      ("SFT 2B, 4 shots", "25.2", "Table 3"), ("Visual-RFT 7B, 4 shots", "54.3", "Visual-RFT"),
-                      ("Qwen2-VL-7B", "43.0", "Visual-RFT")),
-    "coco_open_vocabulary": (("Qwen2-VL-2B", "9.8", "Visual-RFT, Table 7"), ("Visual-RFT 2B", "31.3", "Table 7"),
-                             ("Qwen2-VL-7B", "26.3", "Visual-RFT"), ("Visual-RFT 7B", "35.8", "Visual-RFT")),
-    "lvis_few_shot": (("Qwen2-VL-2B", "4.0", "Visual-RFT, Table 4"), ("Visual-RFT 2B", "19.4", "Table 4")),
-    "lvis_open_vocabulary": (("Qwen2-VL-2B", "2.7", "Visual-RFT, Table 8"), ("Visual-RFT 2B", "20.7", "Table 8")),
+    "coco_few_shot": (("Qwen2-VL-2B", "19.6", f"{PAPER}, Table 3"), ("SFT 2B, 4 shots", "25.2", f"{PAPER}, Table 3"),
+                      ("Visual-RFT 2B, 4 shots", "40.6", f"{PAPER}, Table 3"), ("Qwen2-VL-7B", "43.0", PAPER),
+                      ("Visual-RFT 7B, 4 shots", "54.3", PAPER)),
+    "coco_open_vocabulary": (("Qwen2-VL-2B", "9.8", f"{PAPER}, Table 7"),
+                             ("Visual-RFT 2B", "31.3", f"{PAPER}, Table 7"),
+                             ("Qwen2-VL-7B", "26.3", PAPER), ("Visual-RFT 7B", "35.8", PAPER)),
+    "lvis_few_shot": (("Qwen2-VL-2B", "4.0", f"{PAPER}, Table 4"), ("Visual-RFT 2B", "19.4", f"{PAPER}, Table 4")),
+    "lvis_open_vocabulary": (("Qwen2-VL-2B", "2.7", f"{PAPER}, Table 8"),
+                             ("Visual-RFT 2B", "20.7", f"{PAPER}, Table 8")),
 }  # fmt: skip
 NOTE = {"coco": "Give --data a folder with instances_val2017.json and an exist_map_coco_....json, --media val2017.",
         "lvis": "Give --data a folder with lvis_v1_val.json and an exist_map_lvis_....json, --media the folder with "

@@ -341,7 +341,7 @@ def mask_lines(pairs: Sequence[tuple[float, float]]) -> list[Line]:
 SETS = {"refcoco": "RefCOCO", "refcoco_plus": "RefCOCO+", "refcocog": "RefCOCOg"}
 PLACES = {"refcoco": "RefCOCO", "refcoco_plus": "RefCOCOplus", "refcocog": "RefCOCOg"}
 FILES = {"refcoco": "refcoco_val", "refcoco_plus": "refcocop_val", "refcocog": "refcocog_val"}
-SPLITS = "Splits: val, testA and testB; of RefCOCOg val and test."
+SPLITS = "For another split (testA, testB; of RefCOCOg test) give its file with --data."
 
 
 def on_rows(key: str, suffix: str, prompt: Callable[[Row, str], str], score: Callable[[Row, str, str], Result],
@@ -358,9 +358,9 @@ def vlm_r1(key: str) -> Benchmark:
         metric="accuracy at IoU above 0.5", licence="not stated", columns=("image", "problem", "solution"),
         prompt=prompt_vlm_r1, score=score_vlm_r1, summarise=summarise_grounding, max_new_tokens=256,
         note=f"Give --data the file {FILES[key]}.json of HF omlab/VLM-R1 (rec_jsons_processed.zip) and --media the "
-             "pictures of COCO train2014; the published script takes 2000 rows at random "
-             "(seed 42). A model that counts pixels of a shrunk picture needs its size in input_width and "
-             "input_height; without them the numbers are pixels of the original.")  # fmt: skip
+             "pictures of COCO train2014; the published script takes 2000 rows at random (seed 42). Numbers are pixels "
+             "of the picture as the model saw it; answers made elsewhere need that size in the columns input_width and "
+             "input_height, or they are taken for pixels of the original.")  # fmt: skip
 
 
 GROUNDING_NOTE = "lmms-eval reads every box as pixels and as 0 to 1000 and scores the best: not a fair score of a box."
