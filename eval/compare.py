@@ -369,7 +369,9 @@ def main(args: Args) -> None:
     if not args.allow_different_budgets:
         check_same_budget(outcomes)
     result = summarise(outcomes, claim(entries[0].method))
-    default = "overview" if is_overview(args) else entries[0].folder.name.rpartition("-")[0]
+    first = entries[0]  # a bare method: its name; with options: those too
+    slug = first.method if first.label == first.method else first.folder.name.rpartition("-")[0]
+    default = "overview" if is_overview(args) else slug
     folder, name = Path(args.results), args.name or default
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)

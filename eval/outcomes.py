@@ -429,7 +429,7 @@ def plot(result: dict, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
