@@ -137,8 +137,9 @@ def summarise(outcomes: list[Outcome], claim: str) -> dict:
     """The content of results/<first>.json. claim: what the paper says, in one line."""
     first = outcomes[0]
     edges = np.linspace(0, max(max(o.tokens) for o in outcomes), BINS + 1)
-    curves = {o.entry.label: curves_of(o, edges) for o in outcomes}  # float64 [S, BINS] each
-    levels = reach_levels(list(curves.values()))
+    found = {o.entry.label: curves_of(o, edges) for o in outcomes}
+    curves = {label: curve for label, curve in found.items() if curve is not None}  # float64 [S, BINS] each
+    levels = reach_levels(list(curves.values())) if curves else []
     about = {"method": first.entry.label, "date": date.today().isoformat(),
              "command": shlex.join(["./run.sh", "compare", *sys.argv[1:]])}  # fmt: skip
     result = {
@@ -149,16 +150,18 @@ def summarise(outcomes: list[Outcome], claim: str) -> dict:
         "held_out": {"questions": len(first.ids), "answers": first.configs[0]["eval_k"]},
         "claim": claim,
         "shown": [],
-        "methods": {o.entry.label: summary_of(o, curves[o.entry.label], edges, levels) for o in outcomes},
+        "methods": {o.entry.label: summary_of(o, curves.get(o.entry.label), edges, levels) for o in outcomes},
         "paired": {o.entry.label: paired(first, o, curves) for o in outcomes[1:]},
     }
     return result | {"shown": verdicts(result)}
 
 
-def summary_of(outcome: Outcome, curve: np.ndarray, edges: np.ndarray, levels: list[float]) -> dict:
-    """All numbers of one contender. curve: float64 [S, BINS] over edges."""
-    low, high = stats.curve_interval(curve)
-    means = {"tokens": edges[1:], "accuracy": curve.mean(axis=0), "low": low, "high": high}
+def summary_of(outcome: Outcome, curve: np.ndarray | None, edges: np.ndarray, levels: list[float]) -> dict:
+    """All numbers of one contender. curve: float64 [S, BINS] over edges; None if it answers nothing in training."""
+    means: dict[str, np.ndarray] = {}
+    if curve is not None:
+        low, high = stats.curve_interval(curve)
+        means = {"tokens": edges[1:], "accuracy": curve.mean(axis=0), "low": low, "high": high}
     return {
         "options": shlex.join(outcome.entry.flags),
         "settings": outcome.entry.settings,
@@ -178,7 +181,9 @@ def summary_of(outcome: Outcome, curve: np.ndarray, edges: np.ndarray, levels: l
             for name, (a, b) in outcome.effects.items()
         },
         "curve": {name: [round(float(x), 5) for x in values] for name, values in means.items()},
-        "curve_mean": {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()},
+        "curve_mean": None
+        if curve is None
+        else {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()},
         "levels": {f"{level:.2f}": reached(outcome, level) for level in levels},
         "dependency": dependency(outcome),
         "gradient": gradient(outcome),
@@ -217,8 +222,11 @@ def series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
     return tokens, values
 
 
-def curves_of(outcome: Outcome, edges: np.ndarray) -> np.ndarray:
-    """Training accuracy of everything sampled (before groups are filtered), per seed and bin, [S, BINS]."""
+def curves_of(outcome: Outcome, edges: np.ndarray) -> np.ndarray | None:
+    """Training accuracy of everything sampled (before groups are filtered), per seed and bin, [S, BINS]; None if a run
+    logged none, as in supervised training."""
+    if not all(len(series(rows, "accuracy")[0]) for rows in outcome.metrics):
+        return None
     return np.stack([stats.binned(*series(rows, "accuracy"), edges) for rows in outcome.metrics])
 
 
@@ -266,8 +274,11 @@ def gradient(outcome: Outcome) -> dict:
 
 def paired(first: Outcome, other: Outcome, curves: dict[str, np.ndarray]) -> dict:
     """first minus other on equal seeds and, where both met the same, equal questions."""
-    a, b = (curves[o.entry.label].mean(axis=1) for o in (first, other))  # [S] each
-    result: dict[str, Any] = {"curve_mean": stats.difference_over_seeds(a, b)}
+    result: dict[str, Any] = {}
+    same_task = first.entry.method == other.entry.method or (first.own is None and other.own is None)
+    if same_task and first.entry.label in curves and other.entry.label in curves:
+        a, b = (curves[o.entry.label].mean(axis=1) for o in (first, other))  # [S] each
+        result["curve_mean"] = stats.difference_over_seeds(a, b)
     result["effects"] = {name: stats.difference_over_seeds(first.effects[name][1], other.effects[name][1])
                          for name in first.effects if name in other.effects}  # fmt: skip
     if first.ids != other.ids:
@@ -334,7 +345,7 @@ def markdown(result: dict) -> str:
         cells = [f"`{label}`", number(row["base"]), number(row["final"]), number(row["gain"], "+")]
         parts = [row["splits"].get(name) for name in splits]
         cells += [f"{part['final']['score']:.3f}" if part else "" for part in parts]
-        cells += [f"{row['curve_mean']['score']:.3f}", number(pair, "+") if pair else ""]
+        cells += [f"{row['curve_mean']['score']:.3f}" if row["curve_mean"] else "", number(pair, "+") if pair else ""]
         lines.append(f"| {' | '.join(cells)} |")
     held, seeds = result["held_out"], len(result["seeds"])
     lines += [
@@ -415,9 +426,9 @@ def plot(result: dict, path: Path) -> None:
         effect_panels(bottom.subplots(rows, PANELS, squeeze=False).flat, effects, list(result["methods"]))
     for i, (label, row) in enumerate(result["methods"].items()):
         colour = COLOURS[i % len(COLOURS)]
-        curve = row["curve"]
-        left.plot(curve["tokens"], curve["accuracy"], color=colour, label=label)
-        left.fill_between(curve["tokens"], curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
+        if curve := row["curve"]:
+            left.plot(curve["tokens"], curve["accuracy"], color=colour, label=label)
+            left.fill_between(curve["tokens"], curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
         bars(right, tasks, row, i, len(result["methods"]), colour, label)
     base = [result["methods"][result["method"]]["tasks"][task]["base"]["score"] for task in tasks]
     at = np.arange(len(tasks))
@@ -429,7 +440,7 @@ def plot(result: dict, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -17,7 +17,9 @@ Differences from the paper, 1 and 2 as in its official code:
 3. A response that the judge fails to answer states no fact; the official code stops. The prompts are in our words.
 4. How 1,442 training items were chosen is not published; --make-facts keeps those whose solution is right.
 
-Expect: numbers to come.
+Expect (results/perception_r1.json; 5 seeds, 300,000 tokens): facts stated 0.449 -> 0.890, without visual reward 0.868
+(+0.023 [+0.015, +0.029]); accuracy 0.452 -> 0.775 and 0.766 (+0.009 [-0.007, +0.024]). Unlike in the paper, accuracy
+alone teaches to look: in this world nothing else is right.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ Differences from the paper:
    --no-leak shows nothing instead.
 3. Token mean over the mini-batch (the code averages means of micro-batches), old log-probabilities as sampled.
 
-Expect: numbers to come.
+Expect (results/vision_sr1.json; 5 seeds, 300,000 tokens): language shortcuts 0.238 -> 0.174, without the self-reward
+0.369; facts in the descriptions 0.491 -> 0.720 (0.454). Accuracy 0.464 -> 0.615 (0.681): the second pass takes a third
+of the updates that these tokens buy.
 """
 
 from __future__ import annotations

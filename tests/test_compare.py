@@ -39,6 +39,10 @@ class Args(CommonArgs):
     """Seconds to wait in every step."""
     early: bool = False
     """End before the budget is spent."""
+    own: bool = False
+    """Have a task of its own."""
+    silent: bool = False
+    """Answer nothing while training."""
 
 
 def evaluation(accuracy, shift):
@@ -62,6 +66,8 @@ def main(args):
         accuracy = 0.3 + (args.goal - 0.3) * min(1, step / 20) + 0.01 * args.seed
         row = {"step": step, "tokens_generated": 100 * (step + 1), "accuracy": accuracy, "grad_norm": 0.5,
                "dependency/visual": 0.8 + 0.1 * args.seed, "dependency/template": 0.1}
+        if args.silent:
+            del row["accuracy"]
         with open(log, "a") as file:
             file.write(json.dumps(row) + "\\n")
         if args.early and step > 5:
@@ -70,8 +76,9 @@ def main(args):
             sys.exit(3)
     (folder / "eval_after.json").write_text(evaluation(args.goal, args.seed))
     own = evaluation(args.goal, 0).replace('"task": "count"', '"task": "detect"')
-    (folder / "own_before.json").write_text(evaluation(0.2, 0))
-    (folder / "own_after.json").write_text(own)
+    if args.own:
+        (folder / "own_before.json").write_text(evaluation(0.2, 0))
+        (folder / "own_after.json").write_text(own)
     effects = {"recall": {"before": 0.25, "after": args.goal + 0.01 * args.seed},
                "missing": {"before": None, "after": 1.0}}
     (folder / "summary.json").write_text(json.dumps({"effects": effects}))
@@ -99,13 +106,33 @@ def methods(tmp_path, monkeypatch) -> Path:
 def test_three_papers_make_an_overview_without_controls(methods, tmp_path, capsys):
     for name in ("pearl", "vogue"):
         (methods / f"{name}.py").write_text(FAKE.replace("GOAL", "0.7"))
-    compare.main(settings("vppo", "pearl", "vogue", "grpo"))
+    compare.main(settings("vppo --own", "pearl", "vogue", "grpo"))
     shown = capsys.readouterr().out
     result = json.loads((tmp_path / "results/overview.json").read_text())
-    assert list(result["methods"]) == ["vppo", "pearl", "vogue", "grpo"]
+    assert list(result["methods"]) == ["vppo --own", "pearl", "vogue", "grpo"]
     assert "| method | base | final | gain | color | count |" in shown
-    assert "own task 0.12 → 0.81 ± 0.19; recall 0.25 → 0.60 ± 0.01" in shown
+    assert "own task 0.12 → 1.00 ± 0.00; recall 0.25 → 0.9" in shown and "recall 0.25 → 0.60 ± 0.01" in shown
     assert (tmp_path / "results/overview.png").stat().st_size > 10_000
+
+
+def test_a_contender_that_answers_nothing_while_training_has_no_curve(methods, tmp_path, capsys):
+    compare.main(settings("vppo", "grpo --silent"))
+    result = json.loads((tmp_path / "results/vppo.json").read_text())
+    silent = result["methods"]["grpo --silent"]
+    assert silent["curve"] == {} and silent["curve_mean"] is None
+    assert all(set(level["tokens"]) == {None} for level in silent["levels"].values())
+    assert "curve_mean" not in result["paired"]["grpo --silent"] and "final" in result["paired"]["grpo --silent"]
+    assert "curve_mean" in result["paired"]["vppo --goal 0.5"]
+    assert "never" in capsys.readouterr().out and (tmp_path / "results/vppo.png").stat().st_size > 10_000
+
+
+def test_own_tasks_are_shown_and_training_curves_of_different_tasks_not_compared(methods, tmp_path, capsys):
+    compare.main(settings("vppo --own", "vppo --own --goal 0.5", "grpo", name="tasks"))
+    result = json.loads((tmp_path / "results/tasks.json").read_text())
+    own, paired = result["methods"]["vppo --own"]["own"], result["paired"]
+    assert own["final"]["score"] > own["base"]["score"] and result["methods"]["grpo"]["own"] is None
+    assert "| before → after | own task | recall |" in capsys.readouterr().out
+    assert "curve_mean" in paired["vppo --own --goal 0.5"] and "curve_mean" not in paired["grpo"]
 
 
 def settings(*names: str, **options) -> compare.Args:
@@ -133,8 +160,8 @@ def test_compares_writes_results_and_does_not_repeat_finished_runs(methods, tmp_
     assert effect["before"]["score"] == 0.25 and effect["after"]["score"] == pytest.approx(0.905)
     assert list(result["methods"]["vppo"]["effects"]) == ["recall"]
     assert result["paired"]["grpo"]["effects"]["recall"]["difference"] == pytest.approx(0.3)
-    assert result["methods"]["vppo"]["own"]["final"]["score"] > result["methods"]["vppo"]["own"]["base"]["score"]
-    assert "| before → after | own task | recall |" in shown and "0.250 → 0.905 [0.900, 0.910]" in shown
+    assert result["methods"]["vppo"]["own"] is None
+    assert "| before → after | recall |" in shown and "0.250 → 0.905 [0.900, 0.910]" in shown
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/compare/*/seed*/summary.json")}
     assert len(stamps) == 6
