@@ -20,7 +20,7 @@ Differences from the paper:
 3. alpha and beta are version 1's (version 3's: not found). --variant code lacks the code's top-k KL, coin per sample.
 
 Expect (results/vogue.json; 5 seeds, 300,000 tokens): accuracy 0.447 -> 0.796, without both bonuses 0.800 (-0.004
-[-0.019, +0.010]), pass@4 0.847 -> 0.937 (0.939): no effect here. u is 62 times higher on words that name what noise hides.
+[-0.019, +0.010]), pass@4 0.847 -> 0.937 (0.939): no effect here. u is 62 times higher on words that noise can hide.
 """
 
 from __future__ import annotations
