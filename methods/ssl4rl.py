@@ -20,7 +20,7 @@ Differences from the paper, the first two as in its official code:
 5. Whether the vision tower is trained is not said; it is here (inferred).
 
 Expect (results/ssl4rl.json; 5 seeds, 300,000 tokens): position solved 0.411 -> 0.952 lifts questions never trained on,
-0.447 -> 0.479 (+0.03 [+0.01, +0.06]), of place 0.450 -> 0.512, but not counts (0.39 -> 0.28). Contrastive stays at chance
+0.447 -> 0.479 (+0.03 [+0.01, +0.06]), of place 0.450 -> 0.512, but not counts (0.39 -> 0.28). Contrastive is at chance
 and costs, 0.386; rotation told by the sizes is solved (0.978) and teaches nothing, 0.414.
 """
 
