@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -210,7 +211,8 @@ def test_ctrl_c_stops_the_runs_and_the_next_start_continues(methods, tmp_path):
             f"compare.METHODS = Path({str(methods)!r}); compare.CONTROLS = compare.SETTINGS = {{}}\n"
             "main_guard(compare.main, compare.Args(methods=('vppo --patience 0.05',), seeds=2, jobs=2,\n"
             "           budget_tokens=100_000))")  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("runs/compare/*/seed*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
