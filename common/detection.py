@@ -140,10 +140,10 @@ def detection_stats(queries: Sequence[Query], threshold: float = 0.5) -> dict[st
     """{"mAP", "recall", "boxes per answer", "calibration gap"}; what is not defined is left out.
 
     recall: share of the true boxes matched at the threshold. The gap is the mean confidence of matched boxes minus
-    that of the others: 0 if confidence says nothing.
+    that of the others, -1 to 1 (confidences are cut to 0..1): 0 if confidence says nothing.
     """
     pairs = [pair for query in queries for pair in match_by_confidence(query.found, query.gold, threshold)]
-    hits, misses = ([c for c, overlap in pairs if (overlap > 0) == hit] for hit in (True, False))
+    hits, misses = ([min(1.0, max(0.0, c)) for c, overlap in pairs if (overlap > 0) == hit] for hit in (True, False))
     total = sum(len(query.gold) for query in queries)
     stats = {"boxes per answer": len(pairs) / len(queries)} if queries else {}
     if total:

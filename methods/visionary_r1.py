@@ -15,7 +15,8 @@ Differences from the paper:
 2. No top_k (50 in the code). The KL falls over the run (its steps or its token budget), in the code over one epoch.
 3. Boxes and the micro-world are graded as in the other methods. Type: column problem_type, or --columns task=NAME.
 
-Expect: numbers to come.
+Expect (results/visionary_r1.json; 5 seeds, 300,000 tokens): accuracy 0.434 -> 0.605, without the caption reward 0.616
+(-0.011 [-0.028, +0.006]); facts in the captions 0.466 -> 0.503 (0.488; +0.015 [-0.150, +0.226]): no effect here yet.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ four fine-grained sets 4-shot 56.0 / 55.6 / 81.9, LISA mIoU 26.9 / 28.3 / 37.6. 
 3. A list must stand on one line, and "No Objects" earns nothing from the boxes. KL and lr are TRL's (inferred).
 4. The code pays 1 where math-verify calls response and solution equal, also for wrong boxes: --symbolic-check, off.
 
-Expect: numbers to come.
+Expect (results/visual_rft.json; 5 seeds, 300,000 tokens): mAP 0.061 -> 0.175, by SFT 0.121 (+0.054 [+0.045, +0.062]);
+novel classes 0.078 -> 0.246 (0.148); untrained questions 0.424 -> 0.596 (0.584). Confidences: uncalibrated.
 """
 
 from __future__ import annotations

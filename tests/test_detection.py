@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.detection import Query, coco_map, read_detections
+from common.detection import Query, coco_map, detection_stats, read_detections
 
 A, B, FAR = (10, 10, 50, 50), (100, 100, 180, 160), (300, 300, 340, 340)
 
@@ -82,3 +82,11 @@ PIECES = st.lists(st.sampled_from(WORDS), max_size=30).map("".join)
 def test_any_text_gives_boxes_or_nothing(text):
     found = read_detections(text)
     assert found is None or (found and all(len(box) == 4 and all(map(math.isfinite, (*box, c))) for box, c in found))
+
+
+def test_stats_of_queries_by_hand():
+    """Two of three true boxes found; the gap is mean(0.9, 1) - mean(0.2, 0), confidences beyond 0..1 cut."""
+    queries = [Query("cat", [A, B], [(A, 0.9), (FAR, 0.2)]), Query("dog", [A], [(A, 40.0), (FAR, -3.0)])]
+    stats = detection_stats(queries)
+    assert stats["recall"] == pytest.approx(2 / 3) and stats["boxes per answer"] == 2
+    assert stats["calibration gap"] == pytest.approx(0.95 - 0.1)
