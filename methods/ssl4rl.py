@@ -16,12 +16,10 @@ Differences from the paper, the first two as in its official code:
 2. Token mean, clip 0.2/0.2, dual clip 3, KL to the start as part of the loss; no reward for the format.
 3. A turned picture is an exact transpose. The official builder cuts out the largest upright rectangle and thereby loses
    a pixel that depends on the angle, so that the sizes alone tell the answer: --size-leak.
-4. Training and evaluation use different pictures; the official script also trains on the split it evaluates.
-5. Whether the vision tower is trained is not said; it is here (inferred).
+4. No picture is trained on and asked about (officially: the same split). The vision tower is trained (inferred).
 
-Expect (results/ssl4rl.json; 5 seeds, 300,000 tokens): position solved 0.411 -> 0.952 lifts questions never trained on,
-0.447 -> 0.479 (+0.03 [+0.01, +0.06]), of place 0.450 -> 0.512, but not counts (0.39 -> 0.28). Contrastive is at chance
-and costs, 0.386; rotation told by the sizes is solved (0.978) and teaches nothing, 0.414.
+Expect (results/ssl4rl.json; 5 seeds, 300,000 tokens): position solved 0.411 -> 0.952, other questions 0.447 -> 0.479;
+contrastive at chance costs (0.386), a leak solved at 0.978 teaches nothing (0.414).
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ Published: ViSurf beats SFT, RLVR and SFT then RLVR in all domains, most where t
 2. Token mean in a sequence, eps 0.2, Bessel std + 1e-6, no KL, first eliminate, then smooth, preset: all (inferred).
 3. pi_old(y) comes from a pass without gradient before the update. Label tokens count as generated.
 
-Expect (results/visurf.json; 5 seeds, 300,000 tokens): "nothing there" found 0.000 -> 0.092, with GRPO 0.000, after as
-many updates of SFT 0.476; other questions 0.447 -> 0.561 (GRPO 0.620, SFT 0.132), words of thought 7.5 -> 7.1 (8, 0).
-Things that are there are found more slowly: 0.331 -> 0.489, with GRPO 0.746.
+Expect (results/visurf.json; 5 seeds, 300,000 tokens): "nothing there" 0.000 -> 0.092 (GRPO 0.000, SFT 0.476), other
+questions 0.447 -> 0.561 (0.620, 0.132), words of thought 7.5 -> 7.1 (8.0, 0.0), boxes 0.331 -> 0.489 (0.746, 0.021).
 """
 
 from __future__ import annotations
