@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import megabench_metrics
 import megabench_parse
 import megabench_values
-from benchmark import Result, Video
+from benchmark import Result, Video, grouped, macro_line
 from benchmarks import blink, hallusionbench, megabench, mmmu, mmstar, mmvp
-from choices import grouped, inferred, inferred_judged, lettered, macro_line
+from choices import inferred, inferred_judged, lettered
 from common.errors import SightRLError
 from megabench_metrics import field_score
 
