@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from common.errors import SightRLError
 # input_width and input_height, the size in which the model saw it, and picture_width and picture_height.
 Row = dict[str, Any]
 DRAWS = 1000  # of the bootstrap
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ class Benchmark:
 # ---------------------------------------------------------------- tables
 
 
+def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
+    """Key -> items, keys in the order in which they first appear."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def scores_by(rows: Sequence[Row], results: Sequence[Result], key: Callable[[Row], Hashable]) -> dict[Any, list[float]]:
+    """key(row) -> the scores of its rows."""
+    groups = grouped(zip(rows, results, strict=True), lambda pair: key(pair[0]))
+    return {name: [result.score for _, result in pairs] for name, pairs in groups.items()}
+
+
 def mean_line(name: str, scores: Sequence[float], scale: float = 100.0) -> Line:
     """The mean of independent scores with a bootstrap interval. An empty list gives 0 of 0."""
     values = np.asarray(scores, dtype=float)
@@ -112,16 +127,24 @@ def mean_line(name: str, scores: Sequence[float], scale: float = 100.0) -> Line:
 def clustered_line(name: str, scores: Sequence[float], keys: Sequence[Any], scale: float = 100.0) -> Line:
     """mean_line for scores that come in clusters (versions of one problem, answers to one question): the interval is
     from resampling whole clusters, since the members of one are alike."""
-    sums: dict[Any, list[float]] = {}
-    for score, key in zip(scores, keys, strict=True):
-        cluster = sums.setdefault(key, [0.0, 0.0])
-        cluster[0] += score
-        cluster[1] += 1
-    if not sums:
+    clusters = grouped(zip(scores, keys, strict=True), lambda pair: pair[1]).values()
+    if not clusters:
         return Line(name, 0.0, 0)
-    units = np.array(list(sums.values()))  # [cluster, (sum, count)]
+    units = np.array([(sum(score for score, _ in pairs), len(pairs)) for pairs in clusters])  # [cluster, (sum, count)]
     interval = bootstrap(lambda picked: picked[:, 0].sum() / picked[:, 1].sum(), units, scale)
     return Line(name, float(scale * units[:, 0].sum() / units[:, 1].sum()), len(scores), interval)
+
+
+def macro_line(name: str, groups: Sequence[Sequence[float]]) -> Line:
+    """The mean of the groups' means x 100; the interval is that of rows drawn again within every group."""
+    groups = [np.asarray(scores, dtype=float) for scores in groups if len(scores)]
+    if not groups:
+        return Line(name, 0.0, 0)
+    generator = np.random.default_rng(0)
+    draws = sum(group[generator.integers(0, len(group), size=(DRAWS, len(group)))].mean(axis=1) for group in groups)
+    low, high = np.percentile(100 * draws / len(groups), [2.5, 97.5])
+    value = 100 * float(np.mean([group.mean() for group in groups]))
+    return Line(name, value, sum(map(len, groups)), (float(low), float(high)))
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], units: np.ndarray, scale: float = 100.0,
@@ -138,9 +161,7 @@ def lines_by(rows: Sequence[Row], results: Sequence[Result], *columns: str) -> l
     """Overall first, then the mean score for every value of every column, values in the order they first appear."""
     lines = [mean_line("overall", [result.score for result in results])]
     for column in columns:
-        groups: dict[str, list[float]] = {}
-        for row, result in zip(rows, results, strict=True):
-            groups.setdefault(str(row.get(column)), []).append(result.score)
+        groups = scores_by(rows, results, lambda row, column=column: str(row.get(column)))
         lines += [mean_line(f"{column}: {name}", scores) for name, scores in groups.items()]
     return lines
 

@@ -1,4 +1,4 @@
-"""Boxes, sizes of pictures and lists of texts in the columns of a row; single texts and numbers are in choices.py.
+"""Boxes: in the columns of a row, with sizes of pictures and lists of texts, in responses, and their overlap.
 
 What a row lacks or holds in another form raises SightRLError: one sentence with the column and what to do.
 """
@@ -15,19 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmark import Row
+from benchmark import Line, Row, cell, mean_line
 from choices import literal, shown
 from common.errors import SightRLError
 
 SIZES = (("image_width", "image_height"), ("width", "height"))  # columns that benchmarks give sizes of pictures in
 LEFT_OUT = ("picture_width", "picture_height")  # columns of predictions.jsonl, which has no pictures
 TURNED = range(5, 9)  # EXIF orientations that swap width and height
-
-
-def cell(row: Row, column: str) -> Any:
-    if row.get(column) is None:
-        raise SightRLError(f"column {column} is missing; take the published rows or name your column so.")
-    return row[column]
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of IoU, in lmms-eval's tables
+DECIMAL = r"\d++(?:\.\d++)?+"  # in responses; possessive, for linear time
+BETWEEN = r"(?:\s++(?:,\s*+)?|,\s*+)"  # two numbers: blanks with at most one comma, at least one character
 
 
 def texts_cell(row: Row, column: str) -> list[str]:
@@ -115,6 +112,12 @@ def iou_table(a: Any, b: Any) -> np.ndarray:
         areas = [np.maximum(box[..., 2:] - box[..., :2], 0.0).prod(axis=-1) for box in (a, b)]
         union = areas[0] + areas[1] - shared
         return np.nan_to_num(np.where((union > 0) & (shared > 0), shared / union, 0.0))
+
+
+def iou_lines(overlaps: Sequence[float]) -> list[Line]:
+    """Mean IoU and how often it reaches each threshold."""
+    shares = [mean_line(f"ACC@{t}", [overlap >= t for overlap in overlaps]) for t in THRESHOLDS]
+    return [mean_line("IoU", overlaps), *shares]
 
 
 def finite(numbers: Sequence[float] | None) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""Multiple choice and groups of rows: what several benchmarks share beside their extractors.
+"""Multiple choice: what several benchmarks share beside their extractors.
 
 options = lettered(["red", "blue"])               # {"A": "red", "B": "blue"}
 inferred("B.", options, right="B")                # by VLMEvalKit; undecided where it would ask a judge
@@ -10,29 +10,23 @@ from __future__ import annotations
 
 import ast
 import string
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-
-from benchmark import DRAWS, Line, Result, Row, fixed_random
+from benchmark import Result, Row, cell, fixed_random
 from common.errors import SightRLError
 from extract import can_infer
-
-Item = TypeVar("Item")
-
 
 # ---------------------------------------------------------------- columns
 
 
 def text(row: Row, name: str) -> str:
     """The column as text; numbers are written out. Raises SightRLError if it is missing, empty or something else."""
-    value = row.get(name)
+    value = cell(row, name)
     if isinstance(value, bool) or not isinstance(value, str | Real) or not str(value).strip():
-        problem = f"holds {shown(value)}, not text" if name in row else "is missing"
-        raise SightRLError(f"column {name} {problem}; take the published rows or name your column so.")
+        raise SightRLError(f"column {name} holds {shown(value)}, not text; take the published rows or correct it.")
     return str(value)
 
 
@@ -108,26 +102,3 @@ def inferred_judged(result: Result, reply: str, options: dict[str, str], right: 
     found = can_infer(reply, options)
     found = found or fixed_random("judge", reply, sorted(options.items())).choice([*options, "Z"])
     return replace(result, score=float(found == right), answer=found, undecided=False)
-
-
-# ---------------------------------------------------------------- groups
-
-
-def grouped(items: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Hashable, list[Item]]:
-    """Key -> items, keys in the order in which they first appear."""
-    groups: dict[Hashable, list[Item]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
-def macro_line(name: str, groups: Sequence[Sequence[float]]) -> Line:
-    """The mean of the groups' means x 100; the interval is that of rows drawn again within every group."""
-    groups = [np.asarray(scores, dtype=float) for scores in groups if len(scores)]
-    if not groups:
-        return Line(name, 0.0, 0)
-    generator = np.random.default_rng(0)
-    draws = sum(group[generator.integers(0, len(group), size=(DRAWS, len(group)))].mean(axis=1) for group in groups)
-    low, high = np.percentile(100 * draws / len(groups), [2.5, 97.5])
-    value = 100 * float(np.mean([group.mean() for group in groups]))
-    return Line(name, value, sum(map(len, groups)), (float(low), float(high)))

@@ -4,6 +4,7 @@ r"""Reading an answer from a response by the rules that several benchmarks share
     extract_letter   letter of an option, by lmms-eval (75571cfe, tasks/_task_utils/mcq_extract.py)
     mmmu_letter      letter of an option, by MMMU (bb0b95a9) and, a little different, by lmms-eval
     reasoning_score  accuracy and format of a response with reasoning, by lmms-eval (reasoning_utils.py)
+    stated_answer    what a box or a cue tells, by MATH-Vision (a1f5cc3a) and ReasonMap-Plus
     yes_no           yes, no or unknown, by VLMEvalKit (yorn.py)
 
 The rules disagree with each other and with common sense ("Because" can be the letter B). That is what the published
@@ -210,6 +211,43 @@ def loose_letter(text: str) -> str:
     return max(found, key=lambda place: place[:2])[2] if found else ""
 
 
+# ---------------------------------------------------------------- MATH-Vision's and ReasonMap-Plus' final answer
+
+ANSWER_CUES = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
+
+
+def stated_answer(response: str) -> str:
+    """The last box, else what follows the cues; in lower case."""
+    if "oxed{" not in response:
+        response = after_cues(response)
+    elif response.count("oxed{") > 1:
+        response = "\\boxed{" + response.rpartition("oxed{")[2]
+    return inside_box(response.lower().replace("{}", ""))
+
+
+def after_cues(text: str) -> str:
+    """What follows the last of each cue, up to the end of its line or sentence."""
+    for cue in ANSWER_CUES:
+        for form in (cue, cue.replace("the", "The")):
+            _, found, rest = text.rpartition(form)
+            text = rest.strip()
+            if found:
+                text = text.partition("\n")[0].partition(". ")[0]
+    return text
+
+
+def inside_box(text: str) -> str:
+    """From the first box to the last brace of all, cut at a brace that closes nothing, behind the last "=" or sign of
+    approximation."""
+    start, end = text.find("oxed{"), text.rfind("}")
+    if 0 <= start <= end - len("oxed{"):
+        text = text[start + len("oxed{") : end]
+    stray = text.find("}")
+    if stray >= 0 and "{" not in text[:stray]:
+        text = text[:stray]
+    return text.rpartition("=")[2].rpartition("\\approx")[2]
+
+
 # ---------------------------------------------------------------- yes or no
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -217,13 +255,17 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 
 def yes_no(response: str) -> str:
     """ "Yes" or "No" if just one of these words occurs, else "Unknown"."""
-    text = words = response.lower()
-    # The punctuation of VQA: a mark next to a blank goes, any other becomes a blank; with a comma between two digits
-    # anywhere all go, so that "1,000: yes/no" has the word "yesno".
+    found = {"yes", "no"} & set(without_punctuation(response.lower()).split())
+    return found.pop().capitalize() if len(found) == 1 else "Unknown"
+
+
+def without_punctuation(text: str, period: str = r"(?<!\d)\.(?!\d)") -> str:
+    """As VQA has it: a mark that is next to a blank somewhere goes everywhere, any other becomes a blank; with a comma
+    between two digits anywhere all go, so that "1,000: yes/no" has the word "yesno". period: which periods go."""
     between_digits = re.search(r"\d,\d", text) is not None
+    left = text
     for mark in PUNCTUATION:
         gone = between_digits or f"{mark} " in text or f" {mark}" in text
-        words = words.replace(mark, "" if gone else " ")
-    # A period goes if no digit is next to it, but only the first 32 do: the original gives a flag as the count.
-    found = {"yes", "no"} & set(re.sub(r"(?<!\d)\.(?!\d)", "", words, count=32).split())
-    return found.pop().capitalize() if len(found) == 1 else "Unknown"
+        left = left.replace(mark, "" if gone else " ")
+    # The periods behind the first 32 stay: the originals give a flag, re.UNICODE, as the count.
+    return re.sub(period, "", left, count=32)

@@ -1,9 +1,13 @@
 r"""MEGA-Bench's metrics for a field (megabench/metrics/scoring): METRICS[name](predicted, truth) -> score.
 
 predicted is a text, or whatever JSON holds; the truth is the published text, for CONTEXT metrics the column
-eval_context. Like the original, field_score gives 0 for whatever a metric cannot digest. Not here are the metrics that
-run code from the response (program_judge), ask another service or model (geo_proximity_location_dict, the GPT-4o
-judges) or need packages with data of their own (constrained_generation, gleu_cn, bleu): they score UNSUPPORTED.
+eval_context. Like the original, field_score gives 0 for whatever a metric cannot digest.
+
+Not here, and scored UNSUPPORTED, are the metrics of 27 of the 440 core tasks, which have no other:
+constrained_generation (18 tasks; WordNet's lemmas, NLTK's sentences, the CMU dictionary of pronunciations),
+program_judge (8; runs code from the response) and gleu_cn (1; the words of jieba). The others that are missing are in
+no core task: bleu, geo_proximity_location_dict (asks a map service), the GPT-4o judges. Counted in task_examples/ of
+the repository.
 
 Three are near the original, not the same: near_str_match takes accents away but does not transliterate other scripts;
 the numerical matches read arithmetic with common.maths instead of sympy and eval; the LaTeX ones ask math-verify

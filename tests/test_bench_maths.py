@@ -12,8 +12,6 @@ import math
 import numpy as np
 import pytest
 from bench_rows import FIVE, FRACTIONS, META, MMK12, dyna, geometry, logic, verse, vision, vista, we
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import extract
@@ -21,31 +19,36 @@ from benchmark import Result, clustered_line, mean_line
 from benchmarks import dynamath, geo3k, logicvista, mathverse, mathvision, mathvista, wemath
 from common.errors import SightRLError
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
 MODULES = (mathvista, mathverse, mathvision, wemath, dynamath, logicvista, geo3k)
 ALL = {name: benchmark for module in MODULES for name, benchmark in module.BENCHMARKS.items()}
 
 
 # ---------------------------------------------------------------- MathVista
 
-VISTA = [  # number, row, extraction, right by official, lmms-eval, VLMEvalKit
-    (1, vista("8/11", choices=FRACTIONS), "(B) 8/11", (1, 1, 1)),
-    (2, vista("8/11", choices=FRACTIONS), "8/10", (1, 1, 0)),
-    (3, vista("8/11", choices=FRACTIONS), "b", (0, 0, 0)),
-    (4, vista("14", "integer"), "14.0", (1, 1, 0)),
-    (5, vista("0.65", "float", precision=2.0), "0.649", (1, 0, 0)),
-    (6, vista("1.50", "float", precision=1.0), "1.5", (0, 0, 1)),
-    (7, vista("[2007, 2008]", "list"), "[2007, 2008]", (1, 1, 0)),
-    (8, vista("14", "integer"), "fourteen", (0, 0, 0)),
+VISTA = [  # number, row, extraction, right by official, lmms-eval, VLMEvalKit, what the first two read
+    (1, vista("8/11", choices=FRACTIONS), "(B) 8/11", (1, 1, 1), ("8/11", "8/11")),
+    (2, vista("8/11", choices=FRACTIONS), "8/10", (1, 1, 0), ("8/11", "8/11")),
+    (3, vista("8/11", choices=FRACTIONS), "b", (0, 0, 0), ("3/5", "3/5")),
+    (4, vista("14", "integer"), "14.0", (1, 1, 0), ("14", "14")),
+    (5, vista("0.65", "float", precision=2.0), "0.649", (1, 0, 0), ("0.65", None)),
+    (6, vista("1.50", "float", precision=1.0), "1.5", (0, 0, 1), ("1.5", None)),
+    (7, vista("[2007, 2008]", "list"), "[2007, 2008]", (1, 1, 0), ("[2007, 2008]", "[2007, 2008]")),
+    (8, vista("14", "integer"), "fourteen", (0, 0, 0), (None, None)),
 ]  # fmt: skip
 SCORINGS = ("official", "lmms-eval", "vlmevalkit")
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
-@pytest.mark.parametrize(("row", "extraction", "right"), [case[1:] for case in VISTA], ids=[f"{c[0]}" for c in VISTA])
-def test_mathvista_golden(row, extraction, right, scoring):
+@pytest.mark.parametrize(("row", "extraction", "right", "read"), [c[1:] for c in VISTA], ids=[f"{c[0]}" for c in VISTA])
+def test_mathvista_golden(row, extraction, right, read, scoring):
     result = mathvista.judge_score(row, Result(0.0, undecided=True), extraction, scoring)
     assert (result.score, result.undecided) == (right[SCORINGS.index(scoring)], False)
+    if scoring != "vlmevalkit":
+        assert result.answer == read[SCORINGS.index(scoring)]
+
+
+def test_mathvista_golden_2_is_undecided_for_vlmevalkit():
+    assert mathvista.score(vista("8/11", choices=FRACTIONS), "8/10", "vlmevalkit") == Result(0.0, undecided=True)
 
 
 @pytest.mark.parametrize(("row", "response", "answer"), [
@@ -434,6 +437,7 @@ def test_dynamath_golden_2_value_and_undecided():
     assert dynamath.read("2π", "float") == pytest.approx(6.283185, abs=1e-6)
     assert dynamath.read("2π/3", "float") == pytest.approx(2 * math.pi)
     assert dynamath.read("π", "float") is None
+    assert dynamath.read("B. Because A fails", "multiple choice") is None  # 5: right by the three first characters
     unclear = dynamath.score(dyna("multiple choice", "B"), "Either A or B", "official")
     assert unclear == Result(0.0, undecided=True)
     assert dynamath.score(dyna("float", "3"), "three", "official").undecided
@@ -623,43 +627,3 @@ def test_published_rows_go_all_the_way(name, scoring, no_processes):
     low, high = lines[0].interval
     assert low - 1e-9 <= lines[0].value <= high + 1e-9
     assert benchmark.scorings[0] == "official" and benchmark.size and benchmark.licence
-
-
-PIECES = [*"ABCDEFz0179 .,:;/\\{}()[]<>\"'$%^*-+=\n\t|", "Answer", "Answer: B", 'The answer is "', '".', "9" * 400,
-          "the answer is ", "\\boxed{", "\\frac", "\\frac{1}{2}", "\\sqrt", "\\text{", "^{\\circ}", "\\approx",
-          "oxed{", "<answer>", "</answer>", "<think>", "</think>", '{"short answer": ', '"B"}', "π", "is ", "nan",
-          "inf", "1e400", "9" * 5000, "(B)", "8/11", "İ", "²", "½", "\x00", "\ud800", "٣", "Extracted: ",
-          "Judgement: 1", "even function", "9^{9^{9^9}}", "1,000", "{}", "{{{{"]  # fmt: skip
-TEXT = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
-
-
-@pytest.mark.parametrize("name", ALL)
-@quick
-@given(text=TEXT)
-def test_any_response_gets_a_verdict(name, text):
-    benchmark = ALL[name]
-    for scoring in benchmark.scorings:
-        for row in ROWS[name]:
-            if scoring == "lmms-eval" and row.get("answer_type") in ("float", "text") and name == "dynamath":
-                continue  # compared by math-verify, in processes
-            result = benchmark.score(row, text, scoring)
-            check(result)
-            if benchmark.judge_score is not None:
-                check(benchmark.judge_score(row, result, text, scoring))
-                assert isinstance(benchmark.judge_prompt(row, result, text, scoring), str)
-
-
-def check(result):
-    assert 0 <= result.score <= 1 and not (result.undecided and result.score)
-    json.dumps([result.answer, result.parts], allow_nan=False)
-    assert len(str(result.answer)) < 3000
-
-
-@pytest.mark.parametrize("unit", ["{", "\\boxed{", "9", 'The answer is "', "(1,", "\\frac", "\\sqrt", "Answer", "A, ",
-                                  "is ", "[", '{"short answer": ', "<answer>", "((a)", "^", "1=", "x}. "])  # fmt: skip
-def test_long_hostile_responses(unit, no_processes):
-    text = unit * (20_000 // len(unit))
-    for name, benchmark in ALL.items():
-        for scoring in benchmark.scorings:
-            for row in ROWS[name][:2]:
-                check(benchmark.score(row, text + "}" + text, scoring))

@@ -3,7 +3,6 @@
 The vectors were made with the official evaluators at the commits that the files name.
 """
 
-import json
 import re
 
 import pytest
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 import megabench_metrics
 import megabench_parse
 import megabench_values
-from benchmark import Result, Video
+from benchmark import Result, Video, grouped, macro_line
 from benchmarks import blink, hallusionbench, megabench, mmmu, mmstar, mmvp
-from choices import grouped, inferred, inferred_judged, lettered, macro_line
+from choices import inferred, inferred_judged, lettered
 from common.errors import SightRLError
 from megabench_metrics import field_score
 
@@ -89,9 +88,10 @@ def test_mmmu_mean_over_subjects_13():
         MMMU | {"id": f"validation_Art_Theory_{i}"} for i in range(10)
     ]
     results = [Result(float(i % 2)) for i in range(30)] + [Result(1.0)] * 10
+    for scoring in BENCHMARKS["mmmu"].scorings:
+        assert lines("mmmu", rows, results, scoring)["overall"].value == pytest.approx(62.5)
     table = lines("mmmu", rows, results)
     assert list(table)[:3] == ["overall", "Art and Design", "Science"]
-    assert table["overall"].value == pytest.approx(62.5)
     assert table["Math"].value == table["Science"].value == 50 and table["Art_Theory"].value == 100
     assert "letters by lot" not in table
 
@@ -534,25 +534,6 @@ PIECES = ["A", "(B)", "C.", "Answer: ", "**Answer:", "The answer is ", "option "
 TEXTS = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 
 
-def check(name, row, text):
-    benchmark = BENCHMARKS[name]
-    for scoring in benchmark.scorings:
-        result = benchmark.score(row, text, scoring)
-        assert 0 <= result.score <= 1 and not (result.undecided and result.score)
-        json.dumps([result.answer, result.parts], allow_nan=False)
-        if benchmark.judge_score:
-            benchmark.judge_prompt(row, result, text, scoring)
-            assert 0 <= benchmark.judge_score(row, result, text, scoring).score <= 1
-
-
-@settings(max_examples=60, deadline=None)
-@given(TEXTS)
-def test_any_response_gets_a_result(text):
-    for name, row in ROWS.items():
-        check(name, row, text)
-    check("mmmu", OPEN, text)
-
-
 TRUTHS = ("B", "[a, b]", "[[0,0,1,1]]", '{"a": [1], "b": "x"}', "12.5", "x\ny", "<box>0,0,1,1</box>")
 
 
@@ -570,13 +551,4 @@ def test_any_response_gets_a_score_by_any_metric(text, truth):
                 0 <= field_score(name, text, {"domain_pddl": DOMAIN, "task_pddl": TASK, "bounding_boxes": [truth]}) <= 1
             )
     for parser in ("answer_string", "ascii_answer_string", "verbatim_answer_string", "json", "dummy"):
-        check("megabench", mega({"colour": "exact_str_match"}, {"colour": truth}, parser), text)
-
-
-@pytest.mark.parametrize("piece", ["[", "{", "{}", "Answer: ", "*Answer: ", " ", "1", "is ", "=", "```", "(A)\n\n"])
-def test_a_long_response_does_not_take_for_ever(piece):
-    text = piece * (100_000 // len(piece)) + "x"  # quadratic time would be minutes
-    for name, row in ROWS.items():
-        check(name, row, text)
-    check("mmmu", OPEN, text)
-    assert megabench_parse.parse_json(text) in ({}, [])
+        assert score("megabench", mega({"colour": "exact_str_match"}, {"colour": truth}, parser), text).score in (0, 1)

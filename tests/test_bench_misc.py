@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 from dataclasses import asdict
 
 import pytest
 from bench_rows import CRITIC, LONG, MAP, MLVU, MME, PAIR, PLUS, ROUTE, SERVICE, STA, part
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark import Benchmark, Line, Result, Row, Video
@@ -538,74 +535,6 @@ def test_a_row_without_a_column_is_one_sentence(name: str) -> None:
             continue  # of the tables alone
         with pytest.raises(SightRLError, match=f"column {column} is missing"):
             everything()
-
-
-# ---------------------------------------------------------------- hostile responses
-
-MARKS = ["A", "B", "C", " ", "(", ")", ".", ":", "\n", "*", "-", "--", "answer is", "Best option:", "12", "0.5", "1:05",
-         "to", "start", "end", "–", "Overall Judgment", "Therefore", "Answer ", "is", "better", "the", "slightly",
-         "Route Name: ", "Departure Stop: ", "Arrival Stop: ", "Via Stops: ", "Number of Via Stops: ", "Line 1", "甲站",
-         "丁站", "（", "）", "</think>", "\\boxed{", "boxed{", "{", "}", "=", "\\approx", "1e400", "nan", "inf",
-         "9" * 400, "\x00", "\ud800", "orange", "yes", ",", "٣", "Metro ", "!"]  # fmt: skip
-SOUP = st.lists(st.sampled_from(MARKS), max_size=40).map("".join)
-
-
-def mutated(text: str) -> st.SearchStrategy[str]:
-    """The text with a stretch of it replaced."""
-    place, marks = st.integers(0, len(text)), st.sampled_from(["", *MARKS])
-    return st.builds(lambda a, b, mark: text[: min(a, b)] + mark + text[max(a, b) :], place, place, marks)
-
-
-@pytest.mark.parametrize(("name", "scoring"), CASES)
-def test_no_response_breaks_a_scorer(name: str, scoring: str) -> None:
-    benchmark, (row, right) = ALL[name], ROWS[name]
-
-    light = {key: None if key in ("image", "figure") else value for key, value in row.items()}
-    results = []
-
-    @settings(max_examples=100, deadline=None, derandomize=True)
-    @given(st.one_of(st.text(max_size=80), SOUP, mutated(right), mutated(right).flatmap(mutated)))
-    def holds(text: str) -> None:
-        result = benchmark.score(row, text, scoring)
-        results.append(result)
-        assert 0.0 <= result.score <= 1.0 and not (result.undecided and result.score)
-        json.dumps(asdict(result), allow_nan=False)
-        assert result == benchmark.score(row, text, scoring)
-        assert isinstance(benchmark.judge_prompt(light, result, text, scoring), str)
-        if benchmark.judge_score is not None:
-            verdict = benchmark.judge_score(light, result, text, scoring)
-            assert verdict.score in (0.0, 1.0) and not verdict.undecided
-            json.dumps(asdict(verdict), allow_nan=False)
-
-    holds()
-    lines = benchmark.summarise([light] * len(results), results, scoring)
-    assert lines and all(0 <= line.value <= 100 for line in lines)
-
-
-LENGTH = 50_000
-MOST = 2.0  # seconds of computing for a text; a linear scorer needs a small part of one, a quadratic one minutes
-LONG_TEXTS = [mark * (LENGTH // len(mark)) for mark in MARKS] + [
-    "9" * LENGTH + "x", "1 " * (LENGTH // 2), "1" + " " * LENGTH, "9" * 1000 + " " * LENGTH, "start" + " 1." * LENGTH,
-    "(" * LENGTH + ")" * LENGTH, "Overall Judgment" + "Answer 1 is " * 9999, "Overall Judgment Answer" + " " * LENGTH,
-    "Therefore Answer 1 is" + " the " * 9999, "Route Name: " * 9999, ROUTE + "," * LENGTH, ROUTE + "甲站," * 9999,
-    (DIRECT + "--") * 999, block("Metro" + " " * LENGTH, "甲站", "丁站"), "{}" * LENGTH, "\\boxed{" + "{" * LENGTH,
-    "The answer is" * 9999, "The best option isThe correct " * 9999, "1:05 - " * 9999,
-    "start\n1\n" * 9999]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "scoring"), CASES)
-def test_no_long_response_stalls_a_scorer(name: str, scoring: str) -> None:
-    def stalled(*_: object) -> None:
-        raise TimeoutError(f"{name} takes more than {MOST} seconds")
-
-    old = signal.signal(signal.SIGVTALRM, stalled)
-    try:
-        for text in LONG_TEXTS:
-            signal.setitimer(signal.ITIMER_VIRTUAL, MOST)
-            assert 0.0 <= ALL[name].score(ROWS[name][0], text, scoring).score <= 1.0
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, old)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -25,8 +25,6 @@ from bench_rows import (
     instances,
     query,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from benchmark import Benchmark, Result, Row
@@ -144,7 +142,8 @@ def test_screenspot_points(response, seeclick, v1, v2, click):
 
 def test_screenspot_wrong_format_and_centres():
     assert screenspot.seeclick_point("at 2 places: (0.5, 0.5)") is None  # vector 7: three numbers
-    assert screenspot.seeclick_point("[400, 400, 600, 600]") == (500, 500)
+    assert screenspot.seeclick_point("[0.4, 0.4, 0.6, 0.6]") == (0.5, 0.5)  # 2
+    assert screenspot.seeclick_point("[400, 400, 600, 600]") == (500, 500)  # 3
     assert screenspot.seeclick_point("<box>(400,400),(600,600)</box>") == (0.5, 0.5)
     assert screenspot.score_v1(BUTTON, "the box is 0.5 0.5", "official").parts["read"] is False
     assert screenspot.score_v2(BUTTON, "click(x=0.5.1, y=0.5)", "vlmevalkit").parts["read"] is False
@@ -210,6 +209,7 @@ def test_refcoco_boxes(response, lmms, vlmevalkit, vlm_r1):
 def test_refcoco_misread_pixels_vector_1():
     assert refcoco.vlmevalkit_box("[100, 100, 300, 200]", (640, 480)) == pytest.approx((64, 48, 192, 96))
     assert refcoco.vlmevalkit_box("100, 100, 300", (640, 480)) is None
+    assert refcoco.vlm_r1_box(REFERRED[2][0]) == refcoco.ZERO  # 3
     assert refcoco.vlmevalkit_box("[1200, 100, 300, 200]", (1600, 480)) == (300, 100, 1200, 200)  # pixels, swapped
 
 
@@ -568,55 +568,6 @@ def test_rows_that_lack_a_column_or_hold_nonsense(key):
 
 NONSENSE = [None, 7.5, -3, [], {}, "", "x", [None], [1, 2], ["a", 1], float("nan"), float("inf"), [[1, 2, 3, 4, 5]],
             True, [float("nan")] * 4, 10**400, [10**400] * 4, [{"points": []}], b"x"]  # fmt: skip
-
-PIECES = ["[", "]", "(", ")", "{", "}", "<", ">", ",", " ", "\n", "\x00", '"', "'", "\\", "%", ".", "-", "x=", ", y=",
-          "bbox", "<bbox>", "</bbox>", "<box>", "<answer>", "</answer>", "```json", "```", "(100,100),(500,500)", "}]",
-          '{"bbox_2d": [1, 2, 3, 4], "label": "cat"}', "[100, 100, 300, 200]", "1e400", "9" * 400, "nan", "Infinity",
-          "[{'Position': [1, 2, 3, 4], 'Confidence': 0.5}", "-1", "0.5", "٣", "answer is", "A", "(B)", "no. 5", "1,000",
-          "dont", "ＡＢＣ", "é", "\ud800", "[[", "]]", "null", "[1e400, NaN, Infinity, 1]", "Z", "blue"]  # fmt: skip
-RESPONSES = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
-
-
-def check_total(key: str, response: str) -> None:
-    benchmark, (row, _) = BENCHMARKS[key], ROWS[key]
-    for scoring in benchmark.scorings:
-        result = benchmark.score(row, response, scoring)
-        assert 0 <= result.score <= 1 and (result.score == 0 or not result.undecided)
-        json.dumps([result.answer, result.parts], allow_nan=False)
-        if benchmark.judge_score is not None:
-            verdict = benchmark.judge_score(row, result, response, scoring)
-            assert 0 <= verdict.score <= 1 and isinstance(benchmark.judge_prompt(row, result, response, scoring), str)
-
-
-KINDS = sorted({BENCHMARKS[key].score: key for key in reversed(BENCHMARKS)}.values())  # one of each scorer
-
-
-@pytest.mark.parametrize("key", KINDS)
-@settings(max_examples=40, deadline=None)
-@given(RESPONSES)
-@example("[1e400, 1e400, -1e400, 1e400]")
-@example('{"bbox_2d": [NaN, Infinity, -Infinity, 1e999], "label": "cat"}')
-@example("<answer>" + "1" * 5000 + "</answer>")
-@example("<box>(" + "1" * 5000 + ",1),(1,1)</box>")
-@example(f"[{'1' * 400}, {'2' * 400}, {'3' * 400}, {'4' * 400}]")
-def test_any_response_gets_a_result(key, response):
-    check_total(key, response)
-
-
-LONG = 10_000
-BOMBS = ["{" * 5000 + "}" * 5000, "[" * 5000 + "]" * 5000, '{"a":' * 1400 + "x" + "}" * 1400, "<bbox" * 2000,
-         "<bbox>" * 1600, "x=1" * 3000, "1 " * 5000, "1" * LONG, " " * LONG, "[" + " " * LONG, "1" + " " * LONG,
-         "[" + "1" * LONG, "<answer>" * 1200, "<answer> " + " " * LONG, "answer " * 1400, "ANSWER" + " " * LONG,
-         "A" + " " * LONG,
-         '{"bbox": [1, 1, 2, 2], "label": "cat"},' * 250, "{a}" * 3300, "```" * 3300, ", " * 5000, ". " * 5000,
-         "[" + ",".join(["1" * 2500] * 4), "\\" * LONG, '"' * LONG, "'s" * 5000, "٣ " * 5000,
-         "[{'Position': [1, 2, 3, 4], 'Confidence': 1}, " * 200]  # fmt: skip
-
-
-@pytest.mark.parametrize("key", KINDS)
-def test_long_responses_end(key):
-    for bomb in BOMBS:
-        check_total(key, bomb)
 
 
 def test_boxes_and_sizes():

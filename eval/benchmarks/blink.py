@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmark import Benchmark, Line, Result, Row, mean_line
-from choices import grouped, inferred, inferred_judged, inferred_prompt, letter, lettered, macro_line, text, texts
+from benchmark import Benchmark, Line, Result, Row, macro_line, mean_line, scores_by
+from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, text, texts
 from common.errors import SightRLError
 
 FORMAT = "Answer with the letter of the right option in parentheses, like (A), and nothing else."
@@ -98,8 +98,7 @@ def judge_score(row: Row, result: Result, reply: str, scoring: str) -> Result:
 
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """The mean over sub-tasks, then each of them; VLMEvalKit's mean is over questions."""
-    groups = grouped(zip(rows, results, strict=True), lambda pair: text(pair[0], "sub_task"))
-    scores = {name: [result.score for _, result in pairs] for name, pairs in groups.items()}
+    scores = scores_by(rows, results, lambda row: text(row, "sub_task"))
     first = macro_line("mean of sub-tasks", list(scores.values()))
     if scoring == "vlmevalkit":
         first = mean_line("overall", [result.score for result in results])

@@ -6,7 +6,8 @@ Evaluators: EvolvingLMMs-Lab/lmms-eval at 75571cfe, tasks/charades_sta.
     official   eval_tvg.py beside it, the script to which answers used to be handed: only sentences with a keyword,
                no clock ranges; clock times as hh:mm:ss alone, and after plain numbers, so "1:05" reads as 1
 
-The data set's paper scores spans, not texts, so the default is the task's own evaluator.
+The data set's paper scores spans, not texts, so the default is the task's own evaluator. The TimeLens variant (HF
+kcz358/timelens, whose parser looks at all sentences and for clock times first) is not here.
 """
 
 from __future__ import annotations

@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, clustered_line, judged
+from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, clustered_line, grouped, judged
 from common.errors import SightRLError
 from extract import reasoning_score
 
@@ -168,11 +167,9 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
     scores = [result.score for result in results]
 
     def lines(name: str, picked: Sequence[int]) -> list[Line]:
-        groups: dict[Any, list[float]] = {}
-        for i in picked:
-            groups.setdefault(seeds[i], []).append(scores[i])
+        groups = [[scores[i] for i in group] for group in grouped(picked, lambda i: seeds[i]).values()]
         # [group, (mean, all right)]
-        units = np.array([(sum(g) / len(g), min(g)) for g in groups.values()], dtype=float).reshape(-1, 2)
+        units = np.array([(sum(g) / len(g), min(g)) for g in groups], dtype=float).reshape(-1, 2)
         average = clustered_line(f"average{name}", [scores[i] for i in picked], [seeds[i] for i in picked])
         if scoring == "lmms-eval" and len(units):
             average = Line(average.name, float(100 * units[:, 0].mean()), len(units),
@@ -186,11 +183,8 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
     average, worst = (line.value for line in found)
     found.append(Line("robustness", 100 * worst / average if average else 0.0, found[1].count))
     for column in ("subject", "level", "knowledge_level"):
-        groups: dict[str, list[int]] = {}
-        for i, row in enumerate(rows):
-            if row.get(column) is not None:
-                groups.setdefault(str(row[column]), []).append(i)
-        for name, picked in groups.items():
+        told = [i for i, row in enumerate(rows) if row.get(column) is not None]
+        for name, picked in grouped(told, lambda i, column=column: str(rows[i][column])).items():
             found += lines(f", {column}: {name}", picked)
     return found
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, bootstrap
-from choices import grouped, letter, text, whole
+from benchmark import Benchmark, Line, Result, Row, bootstrap, grouped
+from choices import letter, text, whole
 from extract import yes_no
 
 Pair = tuple[Row, Result]

@@ -19,8 +19,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, bootstrap
-from choices import grouped, inferred, inferred_judged, inferred_prompt, letter, listed, text
+from benchmark import Benchmark, Line, Result, Row, bootstrap, grouped
+from choices import inferred, inferred_judged, inferred_prompt, letter, listed, text
 from common.errors import SightRLError
 from extract import FAILED, MARKS, REFUSALS
 

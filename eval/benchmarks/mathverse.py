@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmark import Benchmark, Line, Result, Row, cell, clustered_line, judged
+from benchmark import Benchmark, Line, Result, Row, cell, clustered_line, grouped, judged
 from common.errors import SightRLError
 from common.maths import grade_answer
 from common.rewards import block, last_boxed
@@ -143,11 +143,8 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
         if picked := [i for i, name in enumerate(versions) if name == version]:
             lines.append(line(version, picked))
     for column in ("subject", "subfield"):
-        groups: dict[str, list[int]] = {}
-        for i in seen:
-            about = rows[i].get("metadata")
-            if isinstance(about, dict) and about.get(column):
-                groups.setdefault(str(about[column]), []).append(i)
+        told = [i for i in seen if isinstance(about := rows[i].get("metadata"), dict) and about.get(column)]
+        groups = grouped(told, lambda i, column=column: str(rows[i]["metadata"][column]))
         lines += [line(f"{column}: {name}", picked) for name, picked in groups.items()]
     rule = [float(result.parts.get("local", 0.0)) for result in results]
     return [*lines, line("own rule without a judge (not an official score)", seen, rule)]

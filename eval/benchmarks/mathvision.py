@@ -20,16 +20,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, cell, judged, lines_by
+from choices import lettered, listed
 from common.errors import SightRLError
 from common.maths import MAX_EXPRESSION, THOUSANDS, Expression, latex_to_plain
-from extract import can_infer
+from extract import can_infer, stated_answer
 
 # ---------------------------------------------------------------- prompts
 
 
+def task(row: Row) -> str:
+    """The question and its options, one to a line."""
+    return f"{cell(row, 'question', str)}\n{listed(choices(row))}".rstrip("\n")
+
+
 def prompt(row: Row, scoring: str) -> str:
     options = choices(row)
-    text = "\n".join([cell(row, "question", str), *(f"{letter}. {option}" for letter, option in options.items())])
+    text = task(row)
     if scoring == "vlmevalkit":
         end = ("Reason step by step. Finish with the sentence: The answer is X. For X write the letter of the right "
                "option." if options else "Answer with the value asked for and nothing else.")  # fmt: skip
@@ -44,8 +50,8 @@ def prompt(row: Row, scoring: str) -> str:
 
 def choices(row: Row) -> dict[str, str]:
     """letter -> option; {} for a question without options."""
-    options = cell(row, "options", list, tuple, np.ndarray)
-    letters = {chr(65 + i): str(option) for i, option in enumerate(options)}
+    options = [str(option) for option in cell(row, "options", list, tuple, np.ndarray)]
+    letters = lettered(options) if options else {}
     if letters and str(cell(row, "answer")) not in letters:
         raise SightRLError("column answer must be the letter of one of the options; take the published files.")
     return letters
@@ -53,7 +59,6 @@ def choices(row: Row) -> dict[str, str]:
 
 # ---------------------------------------------------------------- extraction, official
 
-CUES = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
 BEFORE = [  # what is dropped or replaced, in this order
     (" ", ""), ("\\,", ""), ("∞", "\\infty"), ("+\\infty", "\\infty"), ("\\\\", "\\"), ("\n", ""), ("\\text", ""),
     ("\\mbox", ""), ("bmatrix", "pmatrix"), ("\\left", ""), ("\\right", ""), ("^{\\circ}", ""), ("^\\circ", ""),
@@ -73,11 +78,7 @@ def extract(response: str) -> str:
     last = text.rpartition("is ")[2].rstrip(".")
     if is_number(last):
         text = last
-    if "oxed{" not in text:
-        text = after_cues(text)
-    elif text.count("oxed{") > 1:
-        text = "\\boxed{" + text.rpartition("oxed{")[2]
-    answer = plain(inside_box(text.lower().replace("{}", "")))
+    answer = plain(stated_answer(text))
     for form in ("({})", "{{{}}}"):
         for letter in "abcde":
             answer = answer.replace(form.format(letter), letter)
@@ -90,29 +91,6 @@ def is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def after_cues(text: str) -> str:
-    """What follows the last of each cue, up to the end of its line or sentence."""
-    for cue in CUES:
-        for form in (cue, cue.replace("the", "The")):
-            _, found, rest = text.rpartition(form)
-            text = rest.strip()
-            if found:
-                text = text.partition("\n")[0].partition(". ")[0]
-    return text
-
-
-def inside_box(text: str) -> str:
-    """From the first box to the last brace of all, cut at a brace that closes nothing, behind the last "=" or sign of
-    approximation."""
-    start, end = text.find("oxed{"), text.rfind("}")
-    if 0 <= start <= end - len("oxed{"):
-        text = text[start + len("oxed{") : end]
-    stray = text.find("}")
-    if stray >= 0 and "{" not in text[:stray]:
-        text = text[:stray]
-    return text.rpartition("=")[2].rpartition("\\approx")[2]
 
 
 def plain(text: str) -> str:
@@ -250,9 +228,8 @@ def kit(row: Row, text: str) -> Result:
 def judge_prompt(row: Row, result: Result, response: str, scoring: str) -> str:
     options = choices(row)
     what = "the letter of the chosen option" if options else "the value"
-    listed = "\n".join([cell(row, "question", str), *(f"{letter}. {option}" for letter, option in options.items())])
     return (f"A question and a response to it follow. Which final answer does the response give? Write {what} and no "
-            f"other word.\n\nQuestion:\n{listed}\n\nResponse:\n{response}\n\n"
+            f"other word.\n\nQuestion:\n{task(row)}\n\nResponse:\n{response}\n\n"
             "The final answer of the response:")  # fmt: skip
 
 

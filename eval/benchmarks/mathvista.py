@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, cell, mean_line
+from choices import lettered
 from common.errors import SightRLError
 from common.overlap import edit_distance
 from extract import can_infer
@@ -38,8 +39,8 @@ def wanted(row: Row) -> str:
 
 def task(row: Row) -> str:
     unit = f" (unit: {row['unit']})" if row.get("unit") else ""
-    options = [f"({chr(65 + i)}) {text}" for i, text in enumerate(choices(row))]
-    return "\n".join([f"{cell(row, 'question', str)}{unit}", *options])
+    options = lettered(choices(row)) if choices(row) else {}
+    return "\n".join([f"{cell(row, 'question', str)}{unit}", *(f"({name}) {text}" for name, text in options.items())])
 
 
 def prompt(row: Row, scoring: str) -> str:
@@ -138,7 +139,7 @@ def kit(row: Row, extraction: str) -> Result:
     """VLMEvalKit's comparison; undecided where it finds no answer of the right form."""
     truth, shown = cell(row, "answer", str), extraction.strip()[:LONGEST]
     if options := choices(row):
-        letter = can_infer(extraction, {chr(65 + i): text for i, text in enumerate(options)})
+        letter = can_infer(extraction, lettered(options))
         return Result(float(letter == chr(65 + options.index(truth))), letter, undecided=letter is None)
     read = {"integer": int, "float": float}.get(row["answer_type"])
     if read is None:  # a list: the code compares the truth with the text "None"

@@ -9,6 +9,8 @@ picture ("vision").
     lmms-eval    its own version of the parser; every open question is wrong; Pro vision: the response must equal the
                  letter
     vlmevalkit   MMMU only: can_infer and a judge; an open question has two options, the true answer and any other
+
+The configuration "composite" of MMMU-Pro, which lmms-eval knows too, is not here.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark import Benchmark, Line, Result, Row, fixed_random, mean_line
-from choices import grouped, inferred, inferred_judged, inferred_prompt, letter, lettered, listed, literal, text, texts
+from benchmark import Benchmark, Line, Result, Row, fixed_random, mean_line, scores_by
+from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, listed, literal, text, texts
 from common.errors import SightRLError
 from extract import mmmu_letter
 
@@ -228,8 +230,7 @@ def subject(row: Row) -> str:
 
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """All questions, the six domains, the subjects; last how often lots were drawn, if ever."""
-    groups = grouped(zip(rows, results, strict=True), lambda pair: subject(pair[0]))
-    scores = {name: [result.score for _, result in pairs] for name, pairs in groups.items()}
+    scores = scores_by(rows, results, subject)
     lines = [mean_line("overall", [result.score for result in results])]
     for domain, names in DOMAINS.items():
         lines.append(mean_line(domain, [one for name in names.split() for one in scores.get(name, ())]))

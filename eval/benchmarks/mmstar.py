@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from benchmark import Benchmark, Line, Result, Row, mean_line
-from choices import grouped, inferred, inferred_judged, inferred_prompt, letter, macro_line, text
+from benchmark import Benchmark, Line, Result, Row, grouped, macro_line, mean_line, scores_by
+from choices import inferred, inferred_judged, inferred_prompt, letter, text
 from common.errors import SightRLError
 from extract import extract_letter
 
@@ -77,10 +77,7 @@ def judge_score(row: Row, result: Result, reply: str, scoring: str) -> Result:
 
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """All questions, abilities, sub-abilities. lmms-eval: the first two as means over sub-abilities."""
-    pairs = list(zip(rows, results, strict=True))
-    details = {}  # (ability, sub-ability) -> scores
-    for place, group in grouped(pairs, lambda pair: (text(pair[0], "category"), text(pair[0], "l2_category"))).items():
-        details[place] = [result.score for _, result in group]
+    details = scores_by(rows, results, lambda row: (text(row, "category"), text(row, "l2_category")))
     abilities = grouped(details, lambda place: place[0])
     if scoring == "lmms-eval":
         lines = [macro_line("average", list(details.values()))]

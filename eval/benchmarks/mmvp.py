@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from benchmark import Benchmark, Line, Result, Row, judged, mean_line
-from choices import grouped, inferred, inferred_judged, inferred_prompt, letter, lettered, listed, text, whole
+from benchmark import Benchmark, Line, Result, Row, grouped, judged, mean_line
+from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, listed, text, whole
 from common.errors import SightRLError
 
 FORMAT = "Answer with the letter of the right option and nothing else."

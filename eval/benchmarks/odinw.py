@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row
-from boxes import boxes_cell, cell, iou_table, list_of, picture_size, texts_cell
+from benchmark import Benchmark, Line, Result, Row, cell, grouped
+from boxes import DECIMAL, THRESHOLDS, boxes_cell, iou_table, list_of, picture_size, texts_cell
 from common.detection import Query, coco_map
 from common.errors import SightRLError
 
@@ -25,10 +25,8 @@ LONGEST = 1000  # boxes read from one response
 MOST = 100  # boxes per picture and class that COCO looks at
 BOX_KEYS = ("bbox_2d", "bbox", "box_2d", "box")
 LABEL_KEYS = ("label", "class", "category", "name", "class_name")
-DECIMAL = r"\d++(?:\.\d++)?+"
 FOURS = re.compile(r"[\s,]++".join([rf"((?:-|(?<!\d)){DECIMAL})", *[rf"(-?{DECIMAL})"] * 3]))
 STEPS = 20_000  # braces looked at for objects that cannot be read
-THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def prompt(row: Row, scoring: str) -> str:
@@ -226,10 +224,8 @@ def set_map(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, float]:
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """Means over the data sets, each weighing the same: mAP, then the mean over true boxes of IoU, shares and centres;
     then each data set's mAP."""
-    sets: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        sets.setdefault(str(row.get("dataset_name")), []).append(i)
-    parts = {name: ([rows[i] for i in where], [results[i] for i in where]) for name, where in sets.items()}
+    sets = grouped(zip(rows, results, strict=True), lambda pair: str(pair[0].get("dataset_name")))
+    parts = {name: tuple(zip(*pairs, strict=True)) for name, pairs in sets.items()}  # name -> (rows, results)
     maps = {name: set_map(*part) for name, part in parts.items()}
     maps = {name: found for name, found in maps.items() if not math.isnan(found["mAP"])}
     lines = [mean_of_sets(key, [found[key] for found in maps.values()]) for key in ("mAP", "mAP50", "mAP75")]

@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, lines_by, mean_line
 from common.errors import SightRLError
+from extract import stated_answer
 
 TEST_CITIES = ("los_angeles", "miami", "toronto", "singapore", "auckland", "rome", "lisboa", "beijing", "hangzhou",
                "budapest", "geneva")  # fmt: skip
@@ -277,31 +278,15 @@ def score(row: Row, response: str, scoring: str, column: str) -> Result:
 
 # ---------------------------------------------------------------- Plus
 
-FLAGS = ("the final answer is", "the answer is", "the correct answer is", "the answer should be")
 LATEX = ("\\left", "\\right", "^{\\circ}", "^\\circ")
 NOISE = (" ", "\\,", "\\\\", "\n", "\\text", "\\mbox", *LATEX, "{m}^3", "m^3", "{units}", "units", "{km}", "km",
          "\\!", "\\\\", *LATEX, "\\$", "$", "\\%")  # fmt: skip
 
 
 def plus_answer(response: str) -> str:
-    """The last box, else what follows "the answer is" up to the end of the sentence; lower case, without blanks, units
-    and LaTeX's decorations. As the original has it, but for what can end in neither a word nor a whole number."""
-    if "oxed{" not in response:
-        for flag in FLAGS:
-            for form in (flag, flag.replace("the", "The")):
-                _, found, rest = response.rpartition(form)
-                response = rest.strip()
-                if found:
-                    response = response.split("\n")[0].split(". ")[0]
-    elif response.count("oxed{") > 1:
-        response = "\\boxed{" + response.rpartition("oxed{")[2]
-    text = response.lower().replace("{}", "")
-    start, end = text.find("oxed{"), text.rfind("}")
-    text = text[start + len("oxed{") : end] if 0 <= start < end - 4 else text
-    opening, closing = text.find("{"), text.find("}")
-    if closing >= 0 and (opening < 0 or closing < opening):
-        text = text[:closing]
-    text = text.rpartition("=")[2].rpartition("\\approx")[2]
+    """The last box, else what follows "the answer is", without blanks, units and LaTeX's decorations. As the original
+    has it, but for what can end in neither a word nor a whole number."""
+    text = stated_answer(response)
     for noise in NOISE:  # one after the other: what goes can bring together what goes next
         text = text.replace(noise, "\\" if noise == "\\\\" else "")
     text = "0" + text if text.startswith(".") else text

@@ -25,14 +25,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmark import Benchmark, Line, Result, Row, bootstrap, mean_line
-from boxes import box_cell, cell, finite, iou_table, picture_size, texts_cell
+from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, mean_line, scores_by
+from boxes import BETWEEN, DECIMAL, box_cell, finite, iou_lines, iou_table, picture_size, texts_cell
 from choices import text
 from common.errors import SightRLError
 from common.rewards import Box, iou
 
 ZERO = (0.0, 0.0, 0.0, 0.0)  # what evaluators go on with where there is no box
-THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 # ---------------------------------------------------------------- prompts
 
@@ -69,8 +68,6 @@ def prompt_lisa(row: Row, scoring: str) -> str:
 # ---------------------------------------------------------------- reading boxes: lmms-eval
 
 KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position")
-DECIMAL = r"\d++(?:\.\d++)?+"
-BETWEEN = r"(?:\s++(?:,\s*+)?|,\s*+)"  # blanks with at most one comma, at least one character
 # A number begins where its digits begin, which keeps long numbers from being tried at each of their digits.
 FOURS = re.compile(BETWEEN.join([rf"((?:-|(?<!\d)){DECIMAL})", *[rf"(-?{DECIMAL})"] * 3]))
 SQUARE = re.compile(r"\[\s*+" + r",\s*+".join([rf"(-?{DECIMAL})"] * 4) + r"\s*+\]")
@@ -293,25 +290,18 @@ def read_reasonseg(path: Path) -> list[Row]:
 # ---------------------------------------------------------------- tables
 
 
-def shares_of_iou(results: Sequence[Result]) -> list[Line]:
-    overlaps = [result.parts["iou"] for result in results]
-    return [mean_line("IoU", overlaps),
-            *(mean_line(f"ACC@{t}", [overlap >= t for overlap in overlaps]) for t in THRESHOLDS)]  # fmt: skip
-
-
 def summarise_grounding(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """Accuracy at IoU 0.5, then mean IoU, other thresholds, centres. VLMEvalKit: the mean of the splits, if rows say
     in a column split which they are of, then each split."""
+    overlaps = [result.parts["iou"] for result in results]
     if scoring != "vlmevalkit":
         centres = mean_line("centre in the box", [result.parts["centre"] for result in results])
-        return [mean_line("accuracy", [result.score for result in results]), *shares_of_iou(results), centres]
-    splits: dict[str, list[Result]] = {}
-    for row, result in zip(rows, results, strict=True):
-        splits.setdefault(str(row.get("split", "accuracy")), []).append(result)
-    lines = [mean_line(name, [result.score for result in part]) for name, part in splits.items()]
+        return [mean_line("accuracy", [result.score for result in results]), *iou_lines(overlaps), centres]
+    splits = scores_by(rows, results, lambda row: str(row.get("split", "accuracy")))
+    lines = [mean_line(name, scores) for name, scores in splits.items()]
     if len(lines) > 1:
         lines.insert(0, Line("average of splits", sum(line.value for line in lines) / len(lines), len(results)))
-    return [*lines, mean_line("IoU", [result.parts["iou"] for result in results])]
+    return [*lines, mean_line("IoU", overlaps)]
 
 
 def summarise_lisa(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from benchmark import Benchmark, Line, Result, Row, lines_by, mean_line
-from boxes import box_cell, finite, picture_size
-from choices import macro_line, text
+from benchmark import Benchmark, Line, Result, Row, lines_by, macro_line, mean_line, scores_by
+from boxes import BETWEEN, box_cell, finite, iou_lines, picture_size
+from choices import text
 from common.rewards import iou
 
 Point = tuple[float, float]
@@ -50,7 +50,6 @@ def asked(row: Row) -> str:
 # ---------------------------------------------------------------- reading a point
 
 NUMBER = r"(-?\d++(?:\.\d++)?+%?)"
-BETWEEN = r"(?:\s++(?:,\s*+)?|,\s*+)"  # blanks with at most one comma, at least one character
 PLAIN_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 BRACKETS = re.compile(r"[\[(]\s*+" + r",\s*+".join([r"(-?\d++(?:\.\d++)?+)"] * 4) + r"\s*+[\])]")
 TAG, END_OF_TAG = re.compile(r"<\s*bbox", re.I), re.compile(r"<\s*/\s*bbox\s*>", re.I)
@@ -207,53 +206,39 @@ def score_pro(row: Row, response: str, scoring: str) -> Result:
 # ---------------------------------------------------------------- tables
 
 
-def platform(row: Row) -> str:
+def group(row: Row) -> str:
+    """Platform and kind of the element."""
     source = str(row.get("data_source"))
-    if "ios" in source or "android" in source:
-        return "mobile"
-    return "desktop" if "macos" in source or "windows" in source else "web"
+    place = "mobile" if "ios" in source or "android" in source else "web"
+    place = "desktop" if place == "web" and ("macos" in source or "windows" in source) else place
+    return f"{place} {'text' if row.get('data_type') == 'text' else 'icon'}"
 
 
 def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """Official: the mean of six groups, then the groups. The others: all rows, text and icons, then the groups."""
-    groups: dict[str, list[float]] = {}
-    for row, result in zip(rows, results, strict=True):
-        kind = "text" if row.get("data_type") == "text" else "icon"
-        groups.setdefault(f"{platform(row)} {kind}", []).append(result.score)
+    groups = scores_by(rows, results, group)
     order = [f"{place} {kind}" for place in ("mobile", "desktop", "web") for kind in ("text", "icon")]
     lines = [mean_line(name, groups[name]) for name in order if name in groups]
     if scoring == "official":  # the table of SeeClick averages its columns, not the rows
         return [macro_line("average", [groups[name] for name in order if name in groups]), *lines]
     head = by_kind(rows, results, scoring, "data_type")
-    return [*head, *overlaps(results), *lines] if scoring == "lmms-eval" else [*head, *lines]
+    overlaps = [result.parts["iou"] for result in results if "iou" in result.parts]  # of answers that are boxes
+    return [*head, *(iou_lines(overlaps) if overlaps else []), *lines]
 
 
 def by_kind(rows: Sequence[Row], results: Sequence[Result], scoring: str, column: str) -> list[Line]:
     """All rows, text, icon. VLMEvalKit takes each category as often as it has rows, so it weighs by its square."""
     lines = [mean_line("overall", [result.score for result in results])]
+    both = scores_by(rows, results, lambda row: (str(row.get(column)).lower(), str(row.get("category"))))
     for kind in ("text", "icon"):
-        groups: dict[str, list[float]] = {}
-        for row, result in zip(rows, results, strict=True):
-            if str(row.get(column)).lower() == kind:
-                groups.setdefault(str(row.get("category")), []).append(result.score)
-        scores = [score for group in groups.values() for score in group]
-        if scoring == "vlmevalkit" and len(groups) > 1:
-            value = 100 * sum(len(group) * sum(group) for group in groups.values())
-            lines.append(Line(kind, value / sum(len(group) ** 2 for group in groups.values()), len(scores)))
+        parts = [scores for (name, _), scores in both.items() if name == kind]
+        scores = [score for part in parts for score in part]
+        if scoring == "vlmevalkit" and len(parts) > 1:
+            value = 100 * sum(len(part) * sum(part) for part in parts)
+            lines.append(Line(kind, value / sum(len(part) ** 2 for part in parts), len(scores)))
         elif scores:
             lines.append(mean_line(kind, scores))
     return lines
-
-
-def overlaps(results: Sequence[Result]) -> list[Line]:
-    """For answers that are boxes: mean IoU and the shares of rows that reach thresholds."""
-    values = [result.parts["iou"] for result in results if "iou" in result.parts]
-    if not values:
-        return []
-    return [
-        mean_line("IoU", values),
-        *(mean_line(f"ACC@{t}", [value >= t for value in values]) for t in (0.1, 0.3, 0.5, 0.7, 0.9)),
-    ]
 
 
 def summarise_pro(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:

@@ -11,15 +11,15 @@ OCRBench: one of the answers must be a part of the response.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, bootstrap
+from benchmark import Benchmark, Line, Result, Row, bootstrap, scores_by
 from boxes import texts_cell
 from choices import text
+from extract import without_punctuation
 
 # ---------------------------------------------------------------- TextVQA
 
@@ -35,7 +35,8 @@ wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 NUMBERS = "zero one two three four five six seven eight nine ten"
 ARTICLES = ("a", "an", "the")
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+# Which periods go: the official pattern means to keep "2.", but its look-behind is misspelt and never fails.
+PERIOD = {"official": r"\.(?!\d)", "vlmevalkit": r"(?<!\d)\.(?!\d)"}
 
 
 def without_one_apostrophe(word: str) -> list[str]:
@@ -47,25 +48,12 @@ REPLACED |= {word: str(number) for number, word in enumerate(NUMBERS.split())}
 REPLACED |= {"none": "0", "somebody'd": "somebodyd"}
 
 
-def without_punctuation(text: str, scoring: str) -> str:
-    """A mark that is next to a blank somewhere goes everywhere, another becomes a blank; so do periods, by rules."""
-    between_digits = re.search(r"\d,\d", text) is not None  # then all marks go
-    left = text
-    for mark in PUNCTUATION:
-        gone = between_digits or f"{mark} " in text or f" {mark}" in text
-        left = left.replace(mark, "" if gone else " ")
-    # The official pattern means to keep "2.", but its look-behind is misspelt and never fails. Both call sub with
-    # re.UNICODE, which is 32, as the count: the periods behind the first 32 stay.
-    period = r"(?<!\d)\.(?!\d)" if scoring == "vlmevalkit" else r"\.(?!\d)"
-    return re.sub(period, "", left, count=32)
-
-
 def cleaned(text: str, scoring: str) -> str:
     """An answer as it is compared."""
     if scoring != "vlmevalkit":
         text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    words = without_punctuation(text, scoring).lower().split()
+    words = without_punctuation(text, PERIOD[scoring]).lower().split()
     words = [word for word in words if word not in ARTICLES]
     return " ".join(REPLACED.get(word, word) for word in words)
 
@@ -119,9 +107,7 @@ def ocrbench(row: Row, response: str, scoring: str) -> Result:
 
 def ocrbench_table(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> list[Line]:
     """Hits, of 1000 if all rows are there; then by kind, those of recognition together first."""
-    scores = {}
-    for row, result in zip(rows, results, strict=True):
-        scores.setdefault(str(row.get("question_type")), []).append(result.score)
+    scores = scores_by(rows, results, lambda row: str(row.get("question_type")))
     recognition = [score for kind in RECOGNITION for score in scores.get(kind, [])]
     lines = [hits("final score (hits)", [result.score for result in results]), hits("text recognition", recognition)]
     return lines + [hits(kind, scores[kind]) for kind in (*RECOGNITION, *KINDS) if kind in scores]

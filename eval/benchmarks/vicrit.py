@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmark import Benchmark, Line, Result, Row, cell, mean_line
+from benchmark import Benchmark, Line, Result, Row, cell, grouped, mean_line
 from common.captions import names_error, phrase_text, released_answer, released_correct
 from common.errors import SightRLError
 
@@ -79,15 +79,13 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
     """All rows, then by the columns type (of error) and domain (of picture) where rows have them."""
     lines = both("", results)
     for column in ("type", "domain"):
-        groups: dict[str, list[Result]] = {}
-        for row, result in zip(rows, results, strict=True):
-            if row.get(column) is not None:
-                groups.setdefault(str(row[column]), []).append(result)
-        lines += [line for name in sorted(groups) for line in both(f"{column}: {name}, ", groups[name])]
+        told = [(str(row[column]), r) for row, r in zip(rows, results, strict=True) if row.get(column) is not None]
+        groups = grouped(told, lambda pair: pair[0])
+        lines += [one for name in sorted(groups) for one in both(f"{column}: {name}, ", [r for _, r in groups[name]])]
     return lines
 
 
-PAPER = "arXiv 2506.10128, released scorer"
+PAPER = "arXiv 2506.10128, there called exact match"
 BENCHMARKS = {
     "vicrit_bench": Benchmark(
         title="ViCrit-Bench", source="hf:russwang/ViCrit-Bench", split="train", size=607, metric="accuracy",

@@ -18,7 +18,21 @@ from functools import partial
 
 import numpy as np
 
-from benchmark import Benchmark, Line, Result, Row, Video, bootstrap, cell, fixed_random, judged, mean_line
+from benchmark import (
+    Benchmark,
+    Line,
+    Result,
+    Row,
+    Video,
+    bootstrap,
+    cell,
+    clustered_line,
+    fixed_random,
+    grouped,
+    judged,
+    mean_line,
+)
+from choices import letter, listed
 from common.errors import SightRLError
 from extract import extract_letter
 
@@ -31,22 +45,20 @@ TEST_TASKS = ("anomaly_reco", "count", "ego", "needleQA", "order", "plotQA", "sp
 # ---------------------------------------------------------------- prompts
 
 
-def ask(row: Row, lines: Sequence[str], letters: str) -> str:
+def ask(row: Row, options: str, letters: str) -> str:
     """Subtitles if the row has some, the question, one line per option, and what to answer."""
     subtitles = str(row.get("subtitles") or "")
     heard = f"What is said in the frames that you see:\n{subtitles}\n\n" if subtitles else ""
-    options = "\n".join(lines)
     return (f"{heard}{cell(row, 'question', str)}\n{options}\n"
             f"Which option is right? Write its letter ({letters}) and nothing else.")  # fmt: skip
 
 
 def videomme_prompt(row: Row, scoring: str) -> str:
-    return ask(row, [str(option) for option in cell(row, "options", list, tuple, np.ndarray)], "A, B, C or D")
+    return ask(row, "\n".join(map(str, cell(row, "options", list, tuple, np.ndarray))), "A, B, C or D")
 
 
 def long_prompt(row: Row, scoring: str) -> str:
-    options = [f"{letter}. {text}" for letter, text in long_options(row).items()]
-    return ask(row, options, ", ".join(long_options(row)))
+    return ask(row, listed(long_options(row)), ", ".join(long_options(row)))
 
 
 def mlvu_prompt(row: Row, scoring: str) -> str:
@@ -75,33 +87,26 @@ def first_capital(response: str, letters: str, cues: Sequence[str]) -> str:
 # ---------------------------------------------------------------- scores
 
 
-def gold_letter(row: Row) -> str:
-    letter = cell(row, "answer", str).strip().strip("().")
-    if not re.fullmatch("[A-Z]", letter):
-        raise SightRLError(f"column answer holds {row['answer'][:60]!r}; it must be a letter such as A or (A).")
-    return letter
-
-
-def choice(letter: str, gold: str) -> Result:
-    return Result(float(letter == gold), letter or None, undecided=not letter)
+def choice(found: str, gold: str) -> Result:
+    return Result(float(found == gold), found or None, undecided=not found)
 
 
 def videomme_score(row: Row, response: str, scoring: str) -> Result:
-    gold = gold_letter(row)
+    gold = letter(row, "answer")
     if scoring == "vlmevalkit":
         return choice(first_capital(response, "ABCD", KIT_CUES), gold)
-    letter = extract_letter(response, list("ABCD"))
-    return Result(float(letter == gold), letter or None)
+    found = extract_letter(response, list("ABCD"))
+    return Result(float(found == gold), found or None)
 
 
 def long_options(row: Row) -> dict[str, str]:
     """Letter -> text of the options before the first that is absent ("N/A")."""
     options: dict[str, str] = {}
-    for number, letter in enumerate("ABCDE"):
+    for number, name in enumerate("ABCDE"):
         text = str(cell(row, f"option{number}"))
         if text == "N/A":
             break
-        options[letter] = text
+        options[name] = text
     if not options:
         raise SightRLError("column option0 holds 'N/A'; a question needs options.")
     return options
@@ -114,19 +119,19 @@ def long_score(row: Row, response: str, scoring: str) -> Result:
     gold = "ABCDE"[right]
     if scoring == "vlmevalkit":
         return choice(first_capital(response, "ABCDE", KIT_CUES), gold)
-    letter = first_capital(response, "ABCDE", LMMS_CUES)
+    found = first_capital(response, "ABCDE", LMMS_CUES)
     guess = fixed_random("LongVideoBench", str(row.get("id"))).choice(list(long_options(row)))
-    return Result(float((letter or guess) == gold), letter or guess, parts={"guessed": not letter})
+    return Result(float((found or guess) == gold), found or guess, parts={"guessed": not found})
 
 
 def mlvu_score(row: Row, response: str, scoring: str) -> Result:
-    gold = gold_letter(row)
+    gold = letter(row, "answer")
     if scoring == "vlmevalkit":
         before, bracket, _ = response.partition(")")
         said = before[-1:] if bracket else response
         return Result(float(said == gold), said[:20], undecided=said != gold)
-    letter = extract_letter(response, list("ABCD"))  # E and F, which the test split has, are never right
-    return Result(float(letter == gold), letter or None)
+    found = extract_letter(response, list("ABCD"))  # E and F, which the test split has, are never right
+    return Result(float(found == gold), found or None)
 
 
 # ---------------------------------------------------------------- a judge, for VLMEvalKit's rules
@@ -140,40 +145,29 @@ def judge_prompt(row: Row, result: Result, response: str, scoring: str, question
 
 def judge_score(row: Row, result: Result, reply: str, scoring: str, letters: str) -> Result:
     """The letter in the judge's reply; a random one where there is none, as VLMEvalKit does after three tries."""
-    letter = extract_letter(reply, [*letters, "Z"])
-    letter = letter or fixed_random("video", str(row.get("question"))).choice(letters)
-    gold = "ABCDE"[row["correct_choice"]] if "correct_choice" in row else gold_letter(row)
-    return judged(result, letter == gold, letter)
+    found = extract_letter(reply, [*letters, "Z"])
+    found = found or fixed_random("video", str(row.get("question"))).choice(letters)
+    gold = "ABCDE"[row["correct_choice"]] if "correct_choice" in row else letter(row, "answer")
+    return judged(result, found == gold, found)
 
 
 # ---------------------------------------------------------------- summarise
 
 
-def clustered(name: str, pairs: Sequence[tuple[str, float]]) -> Line:
-    """The mean score of (video, score) pairs; the interval resamples videos, whose questions have much in common."""
-    sums: dict[str, list[float]] = {}
-    for video, value in pairs:
-        both = sums.setdefault(video, [0.0, 0.0])
-        both[0] += value
-        both[1] += 1
-    if not pairs:
-        return mean_line(name, [])
-    units = np.array(list(sums.values()))  # [video, (sum, count)]
-    interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), units)
-    return Line(name, float(100 * units[:, 0].sum() / units[:, 1].sum()), len(pairs), interval)
-
-
 def by_video(rows: Sequence[Row], results: Sequence[Result], scoring: str, video: str,
              columns: Sequence[str]) -> list[Line]:  # fmt: skip
-    """Overall, then for every value of every column; the mean of questions, as both evaluators have it."""
-    pairs = [(str(row.get(video)), result.score) for row, result in zip(rows, results, strict=True)]
-    lines = [clustered("overall", pairs)]
+    """Overall, then for every value of every column: the mean of questions, as both evaluators have it. The intervals
+    are from resampling videos, whose questions have much in common."""
+    every = list(zip(rows, results, strict=True))
+
+    def line(name: str, pairs: Sequence[tuple[Row, Result]]) -> Line:
+        return clustered_line(name, [result.score for _, result in pairs], [str(row.get(video)) for row, _ in pairs])
+
+    lines = [line("overall", every)]
     for column in columns:
-        groups: dict[str, list[tuple[str, float]]] = {}
-        for row, pair in zip(rows, pairs, strict=True):
-            groups.setdefault(str(row.get(column)), []).append(pair)
+        groups = grouped(every, lambda pair, column=column: str(pair[0].get(column)))
         names = sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
-        lines += [clustered(f"{column}: {name}", groups[name]) for name in names]
+        lines += [line(f"{column}: {name}", groups[name]) for name in names]
     return lines
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, judged, mean_line
+from choices import inferred_prompt, listed
 from common.errors import SightRLError
 from extract import can_infer, reasoning_score
 
@@ -42,8 +43,7 @@ def options(row: Row) -> dict[str, str]:
 
 
 def prompt(row: Row, scoring: str) -> str:
-    listed = "\n".join(f"{letter}. {text}" for letter, text in options(row).items()) or cell(row, "option", str)
-    question = f"{cell(row, 'question', str)}\n{listed}\n"
+    question = f"{cell(row, 'question', str)}\n{listed(options(row)) or row['option']}\n"
     if scoring == "lmms-eval":
         return (f"{question}Reason inside <think> </think>, then write the letter of the right option inside <answer> "
                 "</answer>.")  # fmt: skip
@@ -81,11 +81,7 @@ def score(row: Row, response: str, scoring: str) -> Result:
 
 
 def judge_prompt(row: Row, result: Result, response: str, scoring: str) -> str:
-    if scoring != "vlmevalkit":
-        return ""
-    listed = "\n".join(f"{letter}. {text}" for letter, text in options(row).items())
-    return ("Which option does the response mean? Write its letter alone, or Z if it means none of them.\n\nQuestion:\n"
-            f"{cell(row, 'question', str)}\n{listed}\n\nResponse:\n{response}\n\nLetter:")  # fmt: skip
+    return inferred_prompt(cell(row, "question", str), options(row), response) if scoring == "vlmevalkit" else ""
 
 
 def judge_score(row: Row, result: Result, reply: str, scoring: str) -> Result:
