@@ -153,7 +153,7 @@ def contender(label: str, args: Args) -> Contender:
               "--eval-questions", str(args.eval_questions), "--eval-k", str(args.eval_k)]  # fmt: skip
     settings = "" if own else SETTINGS.get(method, "")
     flags = [*shared, *shlex.split(args.options), *own, *shlex.split(settings)]
-    slug = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.")[:60]
+    slug = re.sub(r"[^a-z0-9._]+", "-", label.lower()).strip("-.")[:60]
     folder = Path(args.out) / f"{slug}-{key(method, flags)}"
     return Contender(label, method, tuple(flags), folder, settings)
 
@@ -369,9 +369,7 @@ def main(args: Args) -> None:
     if not args.allow_different_budgets:
         check_same_budget(outcomes)
     result = summarise(outcomes, claim(entries[0].method))
-    first = entries[0]  # a bare method: its name; with options: those too
-    slug = first.method if first.label == first.method else first.folder.name.rpartition("-")[0]
-    default = "overview" if is_overview(args) else slug
+    default = "overview" if is_overview(args) else entries[0].folder.name.rpartition("-")[0]
     folder, name = Path(args.results), args.name or default
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)

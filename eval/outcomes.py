@@ -158,10 +158,11 @@ def summarise(outcomes: list[Outcome], claim: str) -> dict:
 
 def summary_of(outcome: Outcome, curve: np.ndarray | None, edges: np.ndarray, levels: list[float]) -> dict:
     """All numbers of one contender. curve: float64 [S, BINS] over edges; None if it answers nothing in training."""
-    means: dict[str, np.ndarray] = {}
+    means, curve_mean = {}, None
     if curve is not None:
         low, high = stats.curve_interval(curve)
         means = {"tokens": edges[1:], "accuracy": curve.mean(axis=0), "low": low, "high": high}
+        curve_mean = {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()}
     return {
         "options": shlex.join(outcome.entry.flags),
         "settings": outcome.entry.settings,
@@ -176,14 +177,11 @@ def summary_of(outcome: Outcome, curve: np.ndarray | None, edges: np.ndarray, le
         "splits": groups_of(outcome, outcome.splits),
         "habits": outcome.habits,
         "own": own_summary(outcome),
-        "effects": {
-            name: {"before": over_seeds(a), "after": over_seeds(b), "change": stats.difference_over_seeds(b, a)}
-            for name, (a, b) in outcome.effects.items()
-        },
+        "effects": {name: {"before": over_seeds(a), "after": over_seeds(b),
+                           "change": stats.difference_over_seeds(b, a)}
+                    for name, (a, b) in outcome.effects.items()},
         "curve": {name: [round(float(x), 5) for x in values] for name, values in means.items()},
-        "curve_mean": None
-        if curve is None
-        else {"score": float(curve.mean()), "per_seed": curve.mean(axis=1).tolist()},
+        "curve_mean": curve_mean,
         "levels": {f"{level:.2f}": reached(outcome, level) for level in levels},
         "dependency": dependency(outcome),
         "gradient": gradient(outcome),
@@ -225,9 +223,8 @@ def series(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 def curves_of(outcome: Outcome, edges: np.ndarray) -> np.ndarray | None:
     """Training accuracy of everything sampled (before groups are filtered), per seed and bin, [S, BINS]; None if a run
     logged none, as in supervised training."""
-    if not all(len(series(rows, "accuracy")[0]) for rows in outcome.metrics):
-        return None
-    return np.stack([stats.binned(*series(rows, "accuracy"), edges) for rows in outcome.metrics])
+    runs = [series(rows, "accuracy") for rows in outcome.metrics]
+    return np.stack([stats.binned(*run, edges) for run in runs]) if all(len(run[0]) for run in runs) else None
 
 
 def reach_levels(curves: list[np.ndarray]) -> list[float]:
@@ -348,11 +345,8 @@ def markdown(result: dict) -> str:
         cells += [f"{row['curve_mean']['score']:.3f}" if row["curve_mean"] else "", number(pair, "+") if pair else ""]
         lines.append(f"| {' | '.join(cells)} |")
     held, seeds = result["held_out"], len(result["seeds"])
-    lines += [
-        "",
-        f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} "
-        f"held-out questions, {held['answers']} answers each; 95 % intervals over seeds and questions.",
-    ]
+    lines += ["", f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} "
+              f"held-out questions, {held['answers']} answers each; 95 % intervals over seeds and questions."]
     lines += [f"`{label}` ran as `{label} {row['settings']}`."
               for label, row in result["methods"].items() if row["settings"]]  # fmt: skip
     lines += ["", f"The paper's claim: {result['claim']}", ""] if result["claim"] else [""]
@@ -364,8 +358,7 @@ def markdown(result: dict) -> str:
 
 def own_and_effects(result: dict) -> list[str]:
     """Markdown: what the paper is about, for every contender; nothing if nothing was measured."""
-    rows = {label: ({"own task": row["own"]} if row["own"] else {}) | row["effects"]
-            for label, row in result["methods"].items()}  # fmt: skip
+    rows = {label: measured(row) for label, row in result["methods"].items()}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not names:
         return []
@@ -376,9 +369,14 @@ def own_and_effects(result: dict) -> list[str]:
     return [*lines, ""]
 
 
+def measured(row: dict) -> dict[str, dict]:
+    """Own task and effects of one contender: name -> {"before", "after"}."""
+    own = {"own task": {"before": row["own"]["base"], "after": row["own"]["final"]}} if row["own"] else {}
+    return own | row["effects"]
+
+
 def change(row: dict) -> str:
-    start = row.get("base") or row["before"]
-    return f"{start['score']:.3f} → {number(row.get('final') or row['after'])}"
+    return f"{row['before']['score']:.3f} → {number(row['after'])}"
 
 
 def race(result: dict) -> list[str]:
@@ -416,14 +414,16 @@ def plot(result: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks, effects = list(result["methods"][result["method"]]["tasks"]), effects_by_name(result)
-    rows = -(-len(effects) // PANELS)
+    tasks = list(result["methods"][result["method"]]["tasks"])
+    effects = {label: measured(row) for label, row in result["methods"].items()}
+    names = list(dict.fromkeys(name for found in effects.values() for name in found))
+    rows = -(-len(names) // PANELS)
     width, low = min(14.0, 7.0 + 0.7 * len(tasks)), 2.1 * rows
     figure = pyplot.figure(figsize=(width, 4.0 + low), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(4.0, low)) if rows else (figure, None)
     left, right = top.subplots(1, 2, width_ratios=(1, 1.4))
     if bottom is not None:
-        effect_panels(bottom.subplots(rows, PANELS, squeeze=False).flat, effects, list(result["methods"]))
+        effect_panels(bottom.subplots(rows, PANELS, squeeze=False).flat, names, effects)
     for i, (label, row) in enumerate(result["methods"].items()):
         colour = COLOURS[i % len(COLOURS)]
         if curve := row["curve"]:
@@ -445,33 +445,23 @@ def plot(result: dict, path: Path) -> None:
     pyplot.close(figure)
 
 
-def effects_by_name(result: dict) -> dict[str, dict[str, dict]]:
-    """Own task and effects: name -> contender -> {"before", "after"}, only where a contender measured it."""
-    found: dict[str, dict[str, dict]] = {}
-    for label, row in result["methods"].items():
-        own = {"own task": {"before": row["own"]["base"], "after": row["own"]["final"]}} if row["own"] else {}
-        for name, estimates in (own | row["effects"]).items():
-            found.setdefault(name, {})[label] = estimates
-    return found
-
-
-def effect_panels(panels: Any, effects: dict[str, dict[str, dict]], labels: list[str]) -> None:
-    """A small panel per effect: a bar per contender, the value before training dotted."""
+def effect_panels(panels: Any, names: list[str], effects: dict[str, dict[str, dict]]) -> None:
+    """A small panel per effect: a bar per contender, the value before training dotted. effects: what each measured."""
     panels = list(panels)
-    for axes, (name, found) in zip(panels, effects.items(), strict=False):
-        for i, label in enumerate(labels):
-            if label not in found:
+    for axes, name in zip(panels, names, strict=False):
+        for i, found in enumerate(effects.values()):
+            if name not in found:
                 continue
-            before, after = found[label]["before"]["score"], found[label]["after"]
+            before, after = found[name]["before"]["score"], found[name]["after"]
             error = np.maximum(abs(np.array(after["interval"]) - after["score"]), 0).reshape(2, 1)
             axes.bar(i, after["score"], 0.8, color=COLOURS[i % len(COLOURS)])
             axes.errorbar(i, after["score"], error, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
             axes.hlines(before, i - 0.45, i + 0.45, color="black", linestyle=":")
         axes.set_title(name, fontsize=8)
-        axes.set(xticks=[], xlim=(-0.6, len(labels) - 0.4))
+        axes.set(xticks=[], xlim=(-0.6, len(effects) - 0.4))
         axes.tick_params(axis="y", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(effects) :]:
+    for axes in panels[len(names) :]:
         axes.set_axis_off()
 
 

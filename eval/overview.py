@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from outcomes import measured
+
 
 def families(result: dict) -> list[str]:
     return sorted({task for row in result["methods"].values() for task in row["tasks"]})
@@ -29,8 +31,7 @@ def markdown(result: dict) -> str:
               for label, row in result["methods"].items() if row["settings"]]  # fmt: skip
     lines += ["", "| method | what its paper is about, before → after |", "|---|---|"]
     for label, row in result["methods"].items():
-        found = {"own task": {"before": row["own"]["base"], "after": row["own"]["final"]}} if row["own"] else {}
-        text = "; ".join(f"{n} {short(e['before'])} → {cell(e['after'])}" for n, e in (found | row["effects"]).items())
+        text = "; ".join(f"{n} {short(e['before'])} → {cell(e['after'])}" for n, e in measured(row).items())
         lines += [f"| `{label}` | {text} |"] if text else []
     return "\n".join(lines)
 
