@@ -155,13 +155,13 @@ def grade(text: str, sample: Sample) -> float:
 
 def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, dict[str, Tensor]]:
     """(graded right 0/1, reward terms), float [N] each; the reward R is the sum of the terms."""
-    from common.distributed import from_main
+    from common.distributed import from_main, is_main
     from common.symbolic import verified
 
     tensor = batch.logps.new_tensor
     asked = [sample for sample in samples for _ in range(batch.group_size)]  # row n belongs to sample n // G
-    solutions = [f"<answer>{sample.answer}</answer>" for sample in asked]
-    same = from_main(verified(batch.texts, solutions)) if args.symbolic_check else [0.0] * len(asked)
+    golds = [f"<answer>{sample.answer}</answer>" for sample in asked]
+    same = from_main(verified(batch.texts, golds) if is_main() else None) if args.symbolic_check else [0.0] * len(asked)
     rows = [rewards_of(args, *row) for row in zip(batch.texts, asked, same, strict=True)]
     right = tensor([float(grade(*row) > 0.5) for row in zip(batch.texts, asked, strict=True)])  # [N]
     names = dict.fromkeys(name for row in rows for name in row)
