@@ -153,9 +153,9 @@ PRESETS = {
     "tiny": {},  # the defaults above
     "paper-7b": dict(  # what is not published is EasyR1's default (inferred)
         model="Qwen/Qwen2.5-VL-7B-Instruct", data="hf:XenoZLH/MMRL30k", columns="question=problem", noise_std=0.4,
-        gradient_checkpointing=True, gpus=8, steps=200, lr=1e-6, group_size=5, prompts_per_step=256,
-        mini_batch_prompts=128, max_new_tokens=2048, clip_high=0.3, format_weight=0.1, recompute_old_logps=True,
-        rollout_rows=256, micro_tokens=32_768, checkpoint_every=5),
+        min_pixels=262_144, max_pixels=4_194_304, gradient_checkpointing=True, gpus=8, steps=200, lr=1e-6, group_size=5,
+        prompts_per_step=256, mini_batch_prompts=128, max_new_tokens=2048, clip_high=0.3, format_weight=0.1,
+        recompute_old_logps=True, rollout_rows=256, micro_tokens=32_768, checkpoint_every=5),
 }  # fmt: skip
 VARIANTS = {"paper": {}, "code": dict(kl="sampled", alpha_visual=0.1, entropy_cap="shaped")}
 
