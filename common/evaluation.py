@@ -350,13 +350,14 @@ def gap_change(
 # ---------------------------------------------------------------- the table
 
 
-def print_table(before: Evaluation, after: Evaluation | None = None, console: Console | None = None) -> None:
+def print_table(before: Evaluation, after: Evaluation | None = None, console: Console | None = None,
+                title: str = "Held-out accuracy") -> None:  # fmt: skip
     """Print accuracy overall, per split and per task; with `after` also the paired difference and its
     interval."""
     old, new = before.summary(), after.summary() if after is not None else None
     difference = compare_evaluations(before, after) if after is not None else None
     table = Table(
-        title=f"Held-out accuracy (mean of {before.k} responses, 95 % interval)", title_justify="left"
+        title=f"{title} (mean of {before.k} responses, 95 % interval)", title_justify="left"
     )
     columns = (
         ["", "questions", "before", "after", "difference", "pass@k"]

@@ -334,7 +334,7 @@ def conclude(run: Run, before: Evaluation | None, after: Evaluation | None, budg
         summary["skipped"] = skipped
     for key, old, new in (("", before, after), ("own_", *own)):
         if old is not None and new is not None:
-            print_table(old, new)
+            print_table(old, new, title="Score on its own task" if key else "Held-out accuracy")
             summary |= {f"{key}before": old.summary(), f"{key}after": new.summary()}
             summary[f"{key}comparison"] = compare_evaluations(old, new)
     if effects:
