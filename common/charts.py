@@ -64,21 +64,21 @@ def smooth(ys: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def curves(title: str, series: list[Series], note: str = "", low: float | None = None) -> str:
+def curves(title: str, series: list[Series], note: str = "", shown: Sequence[float] = (), unit: str = "step") -> str:
     """One chart of curves over training steps: faint as measured, strong smoothed. Empty without any finite
     value.
 
-    series: (label, class, steps, values). low: a lower end that the axis always shows (0 for shares and
-    counts).
+    series: (label, class, steps or what unit says, values); curves without label are not in the legend. shown: values
+    that the axis always reaches (0 for shares and counts; both ends to give several charts one scale).
     """
     drawn = [(label, kind, *buckets(xs, ys, MAX_POINTS)) for label, kind, xs, ys in series]
     drawn = [item for item in drawn if item[2]]
     if not drawn:
         return ""
-    values = [y for *_, ys in drawn for y in ys] + ([] if low is None else [low])
+    values = [y for *_, ys in drawn for y in ys] + list(shown)
     marks = ticks(min(values), max(values))
-    shown = [x for _, _, xs, ys in series for x, y in zip(xs, ys, strict=True) if y is not None]
-    first, last = min(shown), max(shown)
+    places = [x for _, _, xs, ys in series for x, y in zip(xs, ys, strict=True) if y is not None]
+    first, last = min(places), max(places)
 
     def at(x: float, y: float) -> str:
         across = (x - first) / (last - first) if last > first else 0.5
@@ -86,7 +86,7 @@ def curves(title: str, series: list[Series], note: str = "", low: float | None =
         x = LEFT + across * (WIDTH - LEFT - RIGHT)
         return f"{x:.1f},{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}"
 
-    body = _axes(marks, first, last, at)
+    body = _axes(marks, first, last, at, unit)
     for _, kind, xs, ys in drawn:
         strong = smooth(ys)
         if strong != ys:
@@ -96,16 +96,16 @@ def curves(title: str, series: list[Series], note: str = "", low: float | None =
         body += f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="2.6"/>'
     single = len(drawn) == 1
     latest = number(smooth(drawn[0][3])[-1]) if single else ""
-    legend = "" if single else legend_of([(label, kind) for label, kind, _, _ in drawn])
+    legend = "" if single else legend_of([(label, kind) for label, kind, _, _ in drawn if label])
     name = html.escape(title)
     return (
         f'<figure class="chart"><figcaption><b>{name}</b><span>{latest}</span></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name} over training steps">{body}</svg>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name} over training">{body}</svg>'
         + legend + (f'<p class="note">{html.escape(note)}</p>' if note else "") + "</figure>"
     )  # fmt: skip
 
 
-def _axes(marks: list[float], first: float, last: float, at: Callable[[float, float], str]) -> str:
+def _axes(marks: list[float], first: float, last: float, at: Callable[[float, float], str], unit: str) -> str:
     lines = ""
     for mark in marks:
         y = at(first, mark).split(",")[1]
@@ -113,10 +113,11 @@ def _axes(marks: list[float], first: float, last: float, at: Callable[[float, fl
         place = f'x="{LEFT - 6}" y="{float(y) + 3.5:.1f}" text-anchor="end"'
         lines += f'<text class="tick" {place}>{number(mark)}</text>'
     low = f"{HEIGHT - 5}"
-    lines += f'<text class="tick" x="{LEFT}" y="{low}">step {first + 1:,.0f}</text>'
-    return (
-        lines + f'<text class="tick" x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">{last + 1:,.0f}</text>'
-    )
+    counted = int(unit == "step")  # the first step is step 1
+    start, end = f"{unit} {first + 1:,.0f}" if counted else f"{first:,.0f}", f"{last + counted:,.0f}"
+    lines += f'<text class="tick" x="{LEFT}" y="{low}">{start}</text>'
+    end += "" if counted else f" {unit}"
+    return lines + f'<text class="tick" x="{WIDTH - RIGHT}" y="{low}" text-anchor="end">{end}</text>'
 
 
 def legend_of(items: list[tuple[str, str]]) -> str:

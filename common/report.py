@@ -91,13 +91,14 @@ def write_report(folder: Path) -> Path:
         _gallery(folder),
         _footer(files),
     ]
-    page = _page(_title(files), "\n".join(part for part in parts if part))
+    content = page(_title(files), "\n".join(part for part in parts if part))
     path = folder / "report.html"
-    write_file(path, lambda temporary: temporary.write_bytes(page.encode("utf-8", "replace")))
+    write_file(path, lambda temporary: temporary.write_bytes(content.encode("utf-8", "replace")))
     return path
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole page that can load nothing: the body's HTML, whose texts are escaped already, and report.css."""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = (
@@ -399,7 +400,7 @@ def _curves(metrics: list[dict]) -> str:
     figures = []
     for title, names, note, zero in CURVES:
         series = [(label, kind, steps, columns[n]) for n, (label, kind) in names.items() if n in columns]
-        figures.append(charts.curves(title, series, note, 0.0 if zero else None))
+        figures.append(charts.curves(title, series, note, (0.0,) if zero else ()))
     known = {name for _, names, _, _ in CURVES for name in names}
     rest = [n for n in columns if n not in known | {"step"} and not n.startswith("seconds/")]
     others = "".join(charts.curves(name, [("", "s5", steps, columns[name])]) for name in sorted(rest))

@@ -8,8 +8,9 @@ brings its CONTROLS along. Every run generates the same number of tokens for tra
 held-out questions before and after. Runs live in runs/compare/<method>-<key>/seed<k>/; the key stands for all
 options and for the code of the method's file (comments left out), so a finished run is used again exactly if
 these are unchanged; after changing common/, delete the folders. A stopped comparison goes on when started
-again. Writes results/<first method>.json and .png, and prints a Markdown table. Three papers or more make an
-overview, without controls: results/overview.json, .png and a table of every method and task family.
+again. Writes results/<first method>.json and .png and runs/compare/<first method>.html, which has the learning
+curves of all runs side by side, and prints a Markdown table. Three papers or more make an overview, without
+controls: the same files named overview, and a table of every method and task family.
 """
 
 from __future__ import annotations
@@ -359,6 +360,7 @@ def default_jobs() -> int:
 def main(args: Args) -> None:
     import overview
     from common.checkpoint import write_json
+    from compare_page import write_page
     from outcomes import check_same_budget, markdown, plot, read_outcome, summarise  # slow: they import torch
 
     if min(args.seeds, args.budget_tokens, args.eval_questions, args.eval_k) < 1 or args.jobs < 0:
@@ -375,7 +377,9 @@ def main(args: Args) -> None:
     write_json(folder / f"{name}.json", result)
     draw, write = (overview.plot, overview.markdown) if is_overview(args) else (plot, markdown)
     draw(result, folder / f"{name}.png")
-    print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png")
+    page = Path(args.out) / f"{name}.html"
+    write_page(result, outcomes, page)
+    print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
 
 
 if __name__ == "__main__":

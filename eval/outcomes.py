@@ -172,6 +172,7 @@ def summary_of(outcome: Outcome, curve: np.ndarray | None, edges: np.ndarray, le
         "base": stats.estimate(outcome.before),
         "final": stats.estimate(outcome.after),
         "gain": stats.paired_difference(outcome.after, outcome.before),
+        "iqm": stats.interquartile_mean(by_task(outcome)),
         "final_per_seed": outcome.after.mean(axis=1).tolist(),
         "tasks": groups_of(outcome, outcome.tasks),
         "splits": groups_of(outcome, outcome.splits),
@@ -285,10 +286,12 @@ def paired(first: Outcome, other: Outcome, curves: dict[str, np.ndarray]) -> dic
         result[kind] = {str(name): stats.paired_difference(first.after[:, names == name],
                                                            other.after[:, names == name])
                         for name in np.unique(names)}  # fmt: skip
-    tasks = np.unique(first.tasks)
-    a, b = (np.stack([o.after[:, o.tasks == task].mean(axis=1) for task in tasks], axis=1)
-            for o in (first, other))  # [S, tasks] each  # fmt: skip
-    return result | {"improvement": stats.probability_of_improvement(a, b)}
+    return result | {"improvement": stats.probability_of_improvement(by_task(first), by_task(other))}
+
+
+def by_task(outcome: Outcome) -> np.ndarray:
+    """Final accuracy per run and family of questions, float64 [S, tasks]."""
+    return np.stack([outcome.after[:, outcome.tasks == task].mean(axis=1) for task in np.unique(outcome.tasks)], axis=1)
 
 
 def verdicts(result: dict) -> list[dict]:
@@ -335,18 +338,21 @@ def markdown(result: dict) -> str:
     """The comparison as Markdown: table, the paper's claim, what the runs say about it, the race."""
     splits = list(result["methods"][result["method"]]["splits"])
     splits = splits if len(splits) > 1 else []
-    head = ["method", "base", "final", "gain", *splits, "while training", "first − this"]
+    head = ["method", "base", "final", "gain", *splits, "while training", "IQM", "first − this", "P(first better)"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for label, row in result["methods"].items():
-        pair = result["paired"].get(label, {}).get("final")
+        pair = result["paired"].get(label, {})
         cells = [f"`{label}`", number(row["base"]), number(row["final"]), number(row["gain"], "+")]
         parts = [row["splits"].get(name) for name in splits]
         cells += [f"{part['final']['score']:.3f}" if part else "" for part in parts]
-        cells += [f"{row['curve_mean']['score']:.3f}" if row["curve_mean"] else "", number(pair, "+") if pair else ""]
+        cells += [f"{row['curve_mean']['score']:.3f}" if row["curve_mean"] else "", number(row["iqm"])]
+        cells += [number(pair["final"], "+"), number(pair["improvement"], digits=2)] if "final" in pair else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     held, seeds = result["held_out"], len(result["seeds"])
-    lines += ["", f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} "
-              f"held-out questions, {held['answers']} answers each; 95 % intervals over seeds and questions."]
+    lines += ["", f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} held-out "
+              f"questions, {held['answers']} answers each; 95 % intervals over seeds and questions. IQM: mean of the "
+              "middle half of runs and families of questions; P: chance that a run of the first is better than one of "
+              "this on a family (both as in arXiv 2108.13264)."]
     lines += [f"`{label}` ran as `{label} {row['settings']}`."
               for label, row in result["methods"].items() if row["settings"]]  # fmt: skip
     lines += ["", f"The paper's claim: {result['claim']}", ""] if result["claim"] else [""]
@@ -397,10 +403,10 @@ def finish_line(reach: dict) -> str:
     return f"{np.median(tokens):,.0f} tokens, {np.median(updates):.0f} updates{short}"
 
 
-def number(estimate: dict, sign: str = "") -> str:
+def number(estimate: dict, sign: str = "", digits: int = 3) -> str:
     low, high = estimate["interval"]
-    value = estimate["score"] if "score" in estimate else estimate["difference"]
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    value = next(estimate[name] for name in ("score", "difference", "probability") if name in estimate)
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 PANELS = 5  # effects in a row of the figure

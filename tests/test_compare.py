@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -315,6 +316,24 @@ def test_probability_of_improvement():
     assert stats.probability_of_improvement(worse, better)["probability"] == 0.25
     mixed = stats.probability_of_improvement(np.array([[0.0], [1.0]]), np.array([[0.5], [0.5]]))
     assert mixed == {"probability": 0.5, "interval": [0.0, 1.0]}
+
+
+def test_interquartile_mean_ignores_the_outer_quarters():
+    scores = np.array([[0.0, 0.5], [0.4, 0.5], [0.6, 0.5], [9.0, 0.5]])  # one run broke, one was lucky
+    found = stats.interquartile_mean(scores)
+    assert found["score"] == pytest.approx(0.5) and found["interval"][0] <= 0.5 <= found["interval"][1]
+    equal = stats.interquartile_mean(np.full((5, 3), 0.7))
+    assert equal["score"] == pytest.approx(0.7) and equal["interval"] == pytest.approx([0.7, 0.7])
+
+
+def test_the_page_has_every_run_s_curve_and_lets_nothing_in(methods, tmp_path):
+    compare.main(settings("vppo", "vppo --prompt <script>{question}", "grpo"))
+    page = (tmp_path / "runs/compare/vppo.html").read_text()
+    accuracy = page.split("<h3>Training accuracy</h3>")[1].split("<h3>")[0]
+    labels = ["All", "vppo", "vppo --goal 0.5", "vppo --prompt &lt;script&gt;{question}", "grpo"]
+    assert re.findall("<figcaption><b>(.*?)</b>", accuracy) == labels
+    assert accuracy.count('<polyline class="line s0"') == 1 + 2  # the mean, and a line per seed
+    assert "<script" not in page and "Content-Security-Policy" in page and "0.250 → 0.905" in page
 
 
 def test_reaching_a_level():
