@@ -22,7 +22,16 @@ HEAD_CHUNK = 1024  # response tokens whose logits exist at one time
 VISION_25 = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, patch_size=14,
                  window_size=112, fullatt_block_indexes=[7, 15, 23, 31])  # fmt: skip
 ROPE_25 = dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])
+VISION_2 = dict(depth=32, embed_dim=1280, mlp_ratio=4, num_heads=16, patch_size=14)
 SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen2-VL-2B": dict(
+        family="qwen2_vl", tie_word_embeddings=True, vision=VISION_2 | dict(hidden_size=1536),
+        text=dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
+                  num_key_value_heads=2, vocab_size=151936, rope_parameters=ROPE_25)),
+    "Qwen2-VL-7B": dict(
+        family="qwen2_vl", tie_word_embeddings=False, vision=VISION_2 | dict(hidden_size=3584),
+        text=dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+                  num_key_value_heads=4, vocab_size=152064, rope_parameters=ROPE_25)),
     "Qwen2.5-VL-3B": dict(
         family="qwen2_5_vl", tie_word_embeddings=True, vision=VISION_25 | dict(out_hidden_size=2048),
         text=dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
@@ -65,7 +74,7 @@ def model_config(name: str) -> Any:
 
     Raises SightRLError when the name is neither.
     """
-    from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen3VLConfig
+    from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
     folder = Path(__file__).parent / "world" / "tiny_vlm" if name == "tiny" else Path(name)
     if (folder / "config.json").is_file():
@@ -76,7 +85,7 @@ def model_config(name: str) -> Any:
         known = ", ".join(SHAPES)
         raise SightRLError(f"--dry-run does not know the shape of the model {name!r}; give "
                            f"one of {known}, or a folder with a config.json.")  # fmt: skip
-    build = {"qwen2_5_vl": Qwen2_5_VLConfig, "qwen3_vl": Qwen3VLConfig}[shape["family"]]
+    build = {"qwen2_vl": Qwen2VLConfig, "qwen2_5_vl": Qwen2_5_VLConfig, "qwen3_vl": Qwen3VLConfig}[shape["family"]]
     tied = {"tie_word_embeddings": shape["tie_word_embeddings"]}
     return build(text_config=shape["text"] | tied, vision_config=shape["vision"], **tied)
 

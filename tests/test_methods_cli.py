@@ -183,6 +183,8 @@ def test_plan_counts_parameters_like_the_papers(capsys):
     seven = model_config("Qwen/Qwen2.5-VL-7B-Instruct")
     assert count_parameters(seven).total == pytest.approx(8.29e9, rel=1e-3)
     assert count_parameters(seven, lora_rank=16).trainable < 5e7
+    assert count_parameters(model_config("Qwen/Qwen2-VL-2B-Instruct")).total == pytest.approx(2.209e9, rel=1e-3)
+    assert count_parameters(model_config("Qwen/Qwen2-VL-7B-Instruct")).total == pytest.approx(8.291e9, rel=1e-3)
     for module in (vppo, grpo, sft):
         preset = "7b" if module is sft else "paper-7b"
         module.main(parse(module, "--preset", preset, "--lr", "3e-6", "--dry-run"))
