@@ -2,8 +2,7 @@
 improves them.
 
     python methods/sft.py                                             # careful answers of the micro-world
-    python methods/sft.py --data jsonl:my.jsonl --columns "response=solution" --model
-       Qwen/Qwen2.5-VL-3B-Instruct --lora-rank 16
+    python methods/sft.py --data jsonl:my.jsonl --columns "response=solution" --lora-rank 16 --preset 7b
 
 Cross-entropy on the response tokens only (end-of-sequence included), averaged over the tokens of a step;
 AdamW with warm-up and cosine decay. Needs a response for every question: a "response" column, or --data

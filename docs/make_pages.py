@@ -1,0 +1,192 @@
+"""Write what in README and docs/ is made from code and results, so that it cannot differ from them.
+
+    .venv/bin/python docs/make_pages.py            # docs/methods/*.md and the marked tables
+    .venv/bin/python docs/make_pages.py --check    # say what is stale, with exit status 1, and write nothing
+
+A page per method: its docstring, its options that methods/grpo.py lacks or sets otherwise, how far the two files
+differ, and its results. In README.md, CONTRIBUTING.md and docs/*.md the lines between <!-- table: NAME --> and
+<!-- end --> are replaced by table NAME: effects/KEY (results/KEY.json: what the paper is about), versus/KEY (held-out
+accuracy against each control), overview/KEY (every method, every family of questions), files/FOLDER (each file's length
+and the first sentence of its docstring).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "eval")]
+
+import compare  # noqa: E402
+import outcomes  # noqa: E402
+import overview  # noqa: E402
+from common.args import option_help  # noqa: E402
+
+# ---------------------------------------------------------------- tables from results
+
+
+def effects(result: dict) -> str:
+    """Updates, held-out accuracy, own task and effects: a row each, a column per contender."""
+    rows = result["methods"]
+    found = {label: outcomes.measured(row) for label, row in rows.items()}
+    first = rows[result["method"]]
+    lines = [["", "before", *[f"`{label}`" for label in rows]], ["---", *["---:"] * (len(rows) + 1)],
+             ["updates", "", *[f"{sum(r['updates']) / len(r['updates']):.0f}" for r in rows.values()]],
+             ["held-out accuracy", f"{first['base']['score']:.3f}",
+              *[outcomes.number(r["final"]) for r in rows.values()]]]  # fmt: skip
+    for name in dict.fromkeys(name for row in found.values() for name in row):
+        before = next(row[name]["before"]["score"] for row in found.values() if name in row)
+        cells = [outcomes.number(row[name]["after"]) if name in row else "" for row in found.values()]
+        lines.append([name, f"{before:.3f}", *cells])
+    return markdown(lines)
+
+
+def versus(result: dict) -> str:
+    """Held-out accuracy of every contender, and how far the first is ahead of it."""
+    splits = list(result["methods"][result["method"]]["splits"])
+    lines = [["method", "base", "final", *splits, "first − this"], ["---", *["---:"] * (len(splits) + 3)]]
+    for label, row in result["methods"].items():
+        pair = result["paired"].get(label, {}).get("final")
+        lines.append([f"`{label}`", outcomes.number(row["base"]), outcomes.number(row["final"]),
+                      *[f"{row['splits'][name]['final']['score']:.3f}" for name in splits],
+                      outcomes.number(pair, "+") if pair else ""])  # fmt: skip
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def sizes(folder: str) -> str:
+    """Every Python file of a folder with its lines and why it exists."""
+    lines = [["file", "lines", "what for"], ["---", "---:", "---"]]
+    total = 0
+    for path in sorted((ROOT / folder).rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        source = path.read_text()
+        about = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
+        total += (count := len(source.splitlines()))
+        lines.append([f"`{path.relative_to(ROOT / folder)}`", str(count), cell(first_sentence(about))])
+    return markdown([*lines, ["all", f"{total:,}", ""]])
+
+
+def first_sentence(text: str) -> str:
+    return re.split(r"(?<=\w\.) (?=[A-Z`])", text)[0].rstrip(".:")
+
+
+def table(name: str) -> str:
+    kind, key = name.split("/")
+    if kind == "files":
+        return sizes(key)
+    result = json.loads((ROOT / f"results/{key}.json").read_text())
+    if kind == "overview":
+        return overview.markdown(result).split("\n\n")[0]
+    return {"effects": effects, "versus": versus}[kind](result)
+
+
+def with_tables(text: str) -> str:
+    """The text with every marked table as the results have it now."""
+    return re.sub(r"(<!-- table: (\S+) -->\n).*?(\n<!-- end -->)",
+                  lambda found: f"{found[1]}\n{table(found[2])}\n{found[3]}", text, flags=re.DOTALL)  # fmt: skip
+
+
+# ---------------------------------------------------------------- a page per method
+
+
+def method_page(key: str) -> str:
+    source = (ROOT / f"methods/{key}.py").read_text()
+    name, about = (ast.get_docstring(ast.parse(source)) or key).split("\n", 1)
+    title, _, subtitle = name.partition(": ")
+    parts = [f"# {title.rstrip('.')}", f"*{subtitle}*" if subtitle else "", as_markdown(about)]
+    parts += [differences(key, source), options(key)]
+    if (ROOT / f"results/{key}.json").is_file():
+        parts.append(evidence(key))
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring as Markdown: no HTML, commands as bash, numbered lists with a line before them."""
+    text = html.escape(docstring, quote=False)
+    text = re.sub(r"\n\n((?:    .*\n)+)", lambda found: f"\n\n```bash\n{unindented(found[1])}```\n", text)
+    text = re.sub(r"(?<!\n)\n(1\. )", r"\n\n\1", text)
+    text = re.sub(r"\n   (?=\S)", "\n   ", text)
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def unindented(block: str) -> str:
+    return "".join(html.unescape(line[4:]) + "\n" for line in block.splitlines())
+
+
+def differences(key: str, source: str) -> str:
+    """How much of the file is not in methods/grpo.py."""
+    if key == "grpo":
+        return f"## The file\n\n[`methods/grpo.py`]({repository('methods/grpo.py')}), {len(source.splitlines())} lines."
+    base = (ROOT / "methods/grpo.py").read_text().splitlines()
+    lines = list(difflib.unified_diff(base, source.splitlines(), n=0, lineterm=""))[2:]
+    added, dropped = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+    return (f"## The file\n\n[`methods/{key}.py`]({repository(f'methods/{key}.py')}), {len(source.splitlines())} "
+            f"lines: {added} that `methods/grpo.py` lacks, {dropped} of it left out, docstring and options counted.\n\n"
+            f"```bash\ndiff methods/grpo.py methods/{key}.py\n```")  # fmt: skip
+
+
+def repository(path: str) -> str:
+    return f"../../{path}"
+
+
+def options(key: str) -> str:
+    """The options that methods/grpo.py lacks or sets otherwise."""
+    own, base = (compare.load_method(name).Args for name in (key, "grpo"))
+    defaults = {field.name: field.default for field in dataclasses.fields(base)}
+    texts = option_help(own)
+    rows = [[f"`--{field.name.replace('_', '-')}`", f"`{field.default}`" if field.default != "" else "",
+             cell(texts.get(field.name, ""))]
+            for field in dataclasses.fields(own)
+            if key == "grpo" or field.name not in defaults or defaults[field.name] != field.default]  # fmt: skip
+    head = "Its options" if key == "grpo" else "Options that `methods/grpo.py` lacks or sets otherwise"
+    lines = [["option", "default", "meaning"], ["---"] * 3, *[[one.replace("\n", " ") for one in row] for row in rows]]
+    return f"## {head}\n\n{markdown(lines)}\n\nAll of them: `./run.sh {key} --help`."
+
+
+def cell(text: str) -> str:
+    return html.escape(text, quote=False).replace("|", "\\|")
+
+
+def evidence(key: str) -> str:
+    result = json.loads((ROOT / f"results/{key}.json").read_text())
+    more = f"[What to make of it](../evidence.md#{key})." if (ROOT / "docs/evidence.md").is_file() else ""
+    return (f"## In the micro-world\n\nThe claim: {cell(result['claim'])}\n\n```bash\n{result['command']}\n```\n\n"
+            f"{effects(result)}\n\n![Results](../../results/{key}.png)\n\n{more}")  # fmt: skip
+
+
+# ---------------------------------------------------------------- writing
+
+
+def pages() -> dict[Path, str]:
+    """All that is made here: path -> content."""
+    keys = sorted(path.stem for path in compare.METHODS.glob("*.py"))
+    found = {ROOT / f"docs/methods/{key}.md": method_page(key) for key in keys}
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if "<!-- table:" in (text := path.read_text()):
+            found[path] = with_tables(text)
+    return found
+
+
+def main() -> None:
+    stale = [path for path, content in pages().items() if not path.is_file() or path.read_text() != content]
+    if "--check" in sys.argv[1:]:
+        print("".join(f"stale: {path.relative_to(ROOT)}\n" for path in stale), end="")
+        sys.exit(bool(stale))
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(pages()[path])
+        print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
