@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import resource
 import select
 import signal
@@ -58,10 +57,13 @@ def enclose(binds: list[list[str]]) -> int:
     os.umask(0o022)
     flags = NEW_NS | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_PID | NEW_NET
     user, group = os.geteuid(), os.getegid()
+    own = namespaces()
     try:
         call("unshare", flags)
     except PermissionError:
         call("unshare", flags | NEW_USER)
+    if shared := own & namespaces():
+        raise OSError(f"the kernel made no new namespace: {', '.join(sorted(shared))}")
         maps = {"setgroups": "deny", "uid_map": f"{NOBODY} {user} 1", "gid_map": f"{NOBODY} {group} 1"}
         for name, text in maps.items():
             with open(f"/proc/self/{name}", "w") as file:
@@ -72,12 +74,18 @@ def enclose(binds: list[list[str]]) -> int:
     if guarding == 0:
         status = 1
         try:
-            status = guard()
+            status = guard() if os.getpid() == 1 else complain("the kernel made no new namespace for processes")
+        except Exception as error:
+            complain(f"{type(error).__name__}: {error}")
         finally:
-            sys.stderr.flush()
             os._exit(status)
     os.close(0), os.close(1)
     return max(os.waitstatus_to_exitcode(os.waitpid(guarding, 0)[1]), 0)
+
+
+def namespaces() -> set[str]:
+    """The namespaces of this process, like net:[4026531840]; that for processes is its children's only."""
+    return {os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "cgroup", "uts", "ipc", "net")}
 
 
 def build_root(binds: list[list[str]]) -> None:
@@ -141,7 +149,7 @@ def guard() -> int:
     write_all(1, b"ready\n")
     if not stopped:
         stopped, status, texts = run(header)
-        left, cut = collect(f"{BOX}/work", header["most_files"], header["disk"])
+        left, cut = collect(header["most_files"], header["disk"])
         stopped = stopped or cut
     sizes = [[name, len(content)] for name, content in left.items()]
     answer = {"stopped": stopped, "status": status, "texts": [len(text) for text in texts], "files": sizes}
@@ -237,35 +245,34 @@ def watch(code: int, readings: list[int], seconds: float, most: int) -> tuple[st
                 poll.unregister(reading)
             if len(texts[reading]) > most:
                 stopped = "output"
-    with contextlib.suppress(OSError):  # there may be none left
-        os.kill(-1, signal.SIGKILL)  # everything in here but the guard itself
+    os.kill(code, signal.SIGKILL)  # nobody waited for it yet, so the number is still its own
     return stopped, [text[:most] for text in texts.values()]
 
 
-def collect(folder: str, most_files: int, most_bytes: int, depth: int = 8) -> tuple[dict[str, bytes], str]:
-    """(name -> content of the regular files in a folder, "files" if there are too many of them or too much).
+def collect(most_files: int, most_bytes: int, depth: int = 8) -> tuple[dict[str, bytes], str]:
+    """(name -> content of the regular files in this folder, "files" if there are too many of them or too much).
 
     Nothing runs any more, so nothing changes meanwhile. Links, pipes, sockets, folders nested deeper than `depth`,
     names that are not UTF-8 and what cannot be read are left out.
     """
     found, total = {}, 0
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(folders) if path.count("/") < folder.count("/") + depth else []
-        for name in sorted(names):
-            whole = os.path.join(path, name)
-            try:
-                file = os.open(whole, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except OSError:
-                continue
-            with os.fdopen(file, "rb") as opened:
-                about = os.fstat(file)
-                if not stat.S_ISREG(about.st_mode) or not is_text(name) or not is_text(path):
+    for path, folders, names in os.walk("."):
+        folders[:] = sorted(folders) if path.count("/") < depth else []
+        for whole in sorted(os.path.join(path, name) for name in names):
+            with contextlib.suppress(OSError), open(whole, "rb", opener=open_as_it_is) as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode) or not is_text(whole):
                     continue
                 total += about.st_size
                 if len(found) >= most_files or total > most_bytes:
                     return found, "files"
-                found[os.path.relpath(whole, folder)] = opened.read(about.st_size)
+                found[whole.removeprefix("./")] = file.read(about.st_size)
     return found, ""
+
+
+def open_as_it_is(path: str, flags: int) -> int:
+    """Without following a link, without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def is_text(name: str) -> bool:
@@ -286,7 +293,7 @@ def become_code(outputs: list[int], limits: list[list[int]]) -> None:
             signal.signal(number, signal.SIG_DFL)
     for kind, soft, hard in limits:
         resource.setrlimit(kind, (soft, hard))
-    install_filter(platform.machine(), os.getpid())
+    install_filter(os.uname().machine, os.getpid())
 
 
 # Number of each system call on x86-64 and on 64-bit ARM; None where it does not exist. Below: what is refused.
@@ -363,15 +370,17 @@ def install_filter(machine: str, process: int) -> None:
     call("prctl", PR_SET_SECCOMP, 2, program, 0, 0)
 
 
+def complain(text: str) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return 1
+
+
 def main() -> int:
     try:
-        if len(sys.argv) > 1:
-            call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            return enclose(json.loads(sys.argv[1]))
-        return guard()
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        return enclose(json.loads(sys.argv[1])) if len(sys.argv) > 1 else guard()
     except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return complain(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ def run_many(codes: Sequence[str], files: Sequence[Mapping[str, bytes] | None] |
     them together can use workers * (memory_mb + disk_mb) of memory.
     """
     isolation()
-    given = files if files is not None else [None] * len(codes)
+    jobs = list(zip(codes, files if files is not None else [None] * len(codes), strict=True))
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
-        return list(threads.map(lambda code, own: run_code(code, own, **limits), codes, given, strict=True))
+        return list(threads.map(lambda job: run_code(*job, **limits), jobs))
 
 
 def open_picture(data: bytes, most_pixels: int = 16_000_000) -> Image | None:
@@ -131,20 +131,31 @@ def run_in(way: str, code: str, files: Mapping[str, bytes], seconds: float, memo
     check_names(files)
     contents = {"../code.py": code.encode("utf-8", "surrogatepass"), **files}
     data = request(contents, seconds, memory_mb, output_bytes, disk_mb)
-    answer, complaint = b"ready\n", b""
-    with subprocess.Popen(command(way), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env={}, cwd="/", start_new_session=True) as process:  # fmt: skip
-        try:
-            answer, complaint = process.communicate(data, timeout=seconds + GRACE)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:  # interrupted or not, nothing stays behind: with the outermost process all others die
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    answer, complaint = exchange(way, data, seconds + GRACE)
     ready, _, answer = answer.partition(b"\n")
     if ready != b"ready":
-        raise NotIsolated(f"{way}: {last_line(complaint) or f'status {process.returncode}'}")
+        raise NotIsolated(f"{way}: {last_line(complaint) or 'it does not start'}")
     return as_result(answer, files, seconds, output_bytes, disk_mb)
+
+
+def exchange(way: str, data: bytes, seconds: float) -> tuple[bytes, bytes]:
+    """What a new sandbox answers to a request, and what it says on standard error; after that it is gone.
+
+    A sandbox that takes longer than that counts as one that started and was lost.
+    """
+    try:
+        process = subprocess.Popen(command(way), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   env={}, cwd="/", start_new_session=True)  # fmt: skip
+    except OSError as error:
+        raise NotIsolated(f"{way}: {error}") from None
+    with process:
+        try:
+            return process.communicate(data, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return b"ready\n", b""
+        finally:  # however this ends: with the outermost process all others die
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def check_names(files: Mapping[str, bytes]) -> None:
