@@ -55,6 +55,13 @@ def starts_threads() -> bool:
     return not 2 <= started < HOST["threads"]
 
 
+def fills_memory() -> bool:
+    try:
+        return len(bytearray(HOST["memory_mb"] << 20)) > 0
+    except MemoryError:
+        return False
+
+
 def fills_disk() -> bool:
     for n in range(HOST["disk_mb"] + 1):  # in pieces: one large file has a limit of its own
         Path(f"large{n}").write_bytes(bytes(1 << 20))
@@ -90,12 +97,12 @@ WALLS = {
     "no new privileges": lambda: C.prctl(39, 0, 0, 0, 0) != 1,
     "system call filter": lambda: C.prctl(21, 0, 0, 0, 0) != 2,
     "processes": forks,
-    "threads": starts_threads,
     "mounts": lambda: C.mount(b"none", b"/box/tmp", b"tmpfs", 0, None) == 0,
-    "memory": lambda: len(bytearray(HOST["memory_mb"] << 20)) > 0,
+    "memory": fills_memory,
     "disk": fills_disk,
     "number of files": makes_files,
-    "limits": raises_limit,
+    "threads": starts_threads,  # not before memory and disk: they take memory
+    "limits": raises_limit,  # not before threads: it may lower theirs
     "core dumps": lambda: resource.getrlimit(resource.RLIMIT_CORE) != (0, 0),
 }
 
@@ -103,7 +110,7 @@ WALLS = {
 def gives_way(wall: str) -> bool:
     try:
         return WALLS[wall]()
-    except (OSError, MemoryError, ValueError):
+    except (OSError, ValueError):
         return False
 
 

@@ -62,7 +62,7 @@ FOLDER = f"{sandbox.BOX}/work"
 SITE = "/site"
 ENVIRONMENT = {"HOME": f"{sandbox.BOX}/tmp", "TMPDIR": f"{sandbox.BOX}/tmp", "PYTHONPATH": f"{FOLDER}:{SITE}",
                "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1",
-               "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
+               "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ def run_in(way: str, code: str, files: Mapping[str, bytes], seconds: float, memo
            disk_mb: int) -> Result:  # fmt: skip
     """run_code in a sandbox made by "bwrap" or "namespaces"."""
     check_names(files)
+    if not all(0 < limit < 1e9 for limit in (seconds, memory_mb, output_bytes, disk_mb)):
+        raise SightRLError("the limits of a sandbox (seconds, memory_mb, output_bytes, disk_mb) must be above 0.")
     contents = {"../code.py": code.encode("utf-8", "surrogatepass"), **files}
     data = request(contents, seconds, memory_mb, output_bytes, disk_mb)
     answer, complaint = exchange(way, data, seconds + GRACE)
@@ -167,16 +169,16 @@ def check_names(files: Mapping[str, bytes]) -> None:
 
 def request(contents: Mapping[str, bytes], seconds: float, memory_mb: int, output_bytes: int, disk_mb: int) -> bytes:
     """What the guard reads: a line of JSON, then the bytes of all files."""
-    disk, processor = disk_mb << 20, math.ceil(seconds) + 1
-    hard = {resource.RLIMIT_AS: memory_mb << 20, resource.RLIMIT_FSIZE: disk, resource.RLIMIT_NOFILE: OPEN_FILES,
+    disk, processor = int(disk_mb * 2**20), math.ceil(seconds) + 1
+    hard = {resource.RLIMIT_AS: int(memory_mb * 2**20), resource.RLIMIT_FSIZE: disk, resource.RLIMIT_NOFILE: OPEN_FILES,
             resource.RLIMIT_NPROC: THREADS, resource.RLIMIT_CORE: 0, resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_MSGQUEUE: 0, resource.RLIMIT_NICE: 0, resource.RLIMIT_RTPRIO: 0,
             resource.RLIMIT_SIGPENDING: 64}  # fmt: skip
     limits = [[kind, most, most] for kind, most in hard.items()]
     limits.append([resource.RLIMIT_CPU, processor, processor + 1])
-    header = {"user": own_user(), "python": python(), "arguments": ["-s", "-S", "-B", f"{sandbox.BOX}/code.py"],
-              "environment": ENVIRONMENT, "limits": limits, "seconds": seconds, "output": output_bytes, "disk": disk,
-              "most_files": MOST_FILES, "most_inodes": MOST_INODES,
+    header = {"user": own_user(), "python": python(), "arguments": ["-s", "-B", f"{sandbox.BOX}/code.py"],
+              "environment": ENVIRONMENT, "limits": limits, "seconds": seconds, "output": int(output_bytes),
+              "disk": disk, "most_files": MOST_FILES, "most_inodes": MOST_INODES,
               "files": [[name, len(content)] for name, content in contents.items()]}  # fmt: skip
     return b"".join([json.dumps(header).encode(), b"\n", *contents.values()])
 

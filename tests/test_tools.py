@@ -231,7 +231,7 @@ ATTEMPTS = {
     "be_traced": ("PermissionError", "check(C.ptrace(0, 0, None, None))"),
     "memory_of_the_guard": ("PermissionError never", "call(310, 270, os.getppid(), None, 0, None, 0, 0)"),
     "limits_of_the_guard": ("PermissionError", "resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)"),
-    "raise_a_limit": ("ValueError as root", """
+    "raise_a_limit": ("ValueError never", """
         resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
         resource.setrlimit(resource.RLIMIT_NOFILE, (61, 61))"""),
     "lift_the_memory_limit": ("ValueError never", "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))"),
@@ -432,7 +432,7 @@ def test_a_picture_is_cropped(way):
 
 def test_a_plot_is_drawn(way):
     code = "import matplotlib.pyplot as plt; plt.plot([1, 3, 2]); plt.title('$x^2$'); plt.savefig('plot.png')"
-    result = run(code, seconds=600, disk_mb=64)
+    result = run(code + "; exit()", seconds=600, disk_mb=64)
     assert result.ok and tools.open_picture(result.files["plot.png"]).size == (640, 480), result
 
 
@@ -529,19 +529,19 @@ def test_many_at_a_time(way):
     assert tools.run_many([]) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_code_ends_with_its_caller(way, number):
+@pytest.mark.parametrize("number, call", [
+    (signal.SIGKILL, "run_many([code] * 2, workers=2, seconds=600)"), (signal.SIGINT, "run_code(code, seconds=600)")])
+def test_the_code_ends_with_its_caller(way, number, call):
     before, script = running(), f"""
 from common import tools
 tools._trusted.append({way!r})
-tools.run_many(["import time; time.sleep(600)"] * 2, workers=2, seconds=600)
+code = "import time; time.sleep(600)"
+tools.{call}
 """
     caller = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
-    assert wait_until(lambda: len(running() - before) == 2)
+    assert wait_until(lambda: len(running() - before) == (2 if "many" in call else 1))
     caller.send_signal(number)
-    if number == signal.SIGINT:  # the threads wait for their calls; a second one does not help
-        caller.send_signal(signal.SIGKILL)
-    caller.wait(60)
+    assert caller.wait(SECONDS) == -number
     assert wait_until(lambda: not running() - before)
 
 
@@ -679,6 +679,12 @@ def test_it_holds_here_or_says_why_not():
 def test_names_that_leave_the_folder(name):
     with pytest.raises(SightRLError, match="is no name for a file of a sandbox"):
         tools.run_in("namespaces", "", {name: b""}, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("limits", [(0, 1, 1, 1), (float("nan"), 1, 1, 1), (1, -1, 1, 1), (1, 1, 1, float("inf"))])
+def test_limits_that_make_no_sense(limits):
+    with pytest.raises(SightRLError, match="must be above 0"):
+        tools.run_in("namespaces", "", {}, *limits)
 
 
 def test_system_calls_have_the_numbers_of_the_kernel():
