@@ -62,12 +62,12 @@ def enclose(binds: list[list[str]]) -> int:
         call("unshare", flags)
     except PermissionError:
         call("unshare", flags | NEW_USER)
-    if shared := own & namespaces():
-        raise OSError(f"the kernel made no new namespace: {', '.join(sorted(shared))}")
         maps = {"setgroups": "deny", "uid_map": f"{NOBODY} {user} 1", "gid_map": f"{NOBODY} {group} 1"}
         for name, text in maps.items():
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
+    if shared := own & namespaces():
+        raise OSError(f"the kernel made no new namespace: {', '.join(sorted(shared))}")
     call("sethostname", b"sandbox", 7)
     build_root(binds)
     guarding = os.fork()

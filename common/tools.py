@@ -13,9 +13,9 @@ if one of them gives way, or on a system other than Linux, no code is run and a 
 
 What it does not guard against: faults of the kernel (the code makes system calls to the kernel of this machine, so
 whoever holds an exploit for it is out; a virtual machine is the answer to that), side channels (caches, timing, the
-load of the machine), and the code's reading the libraries and the Python that it runs with. Calls share processors:
-a call takes up to THREADS threads for `seconds`. What comes back is data of a stranger: names, text and files can be
-anything, pictures can be built to exhaust a decoder (`open_picture` refuses those), and none of it may be run.
+load of the machine), and the code's reading the system's libraries and the Python that it runs with. What comes back
+is a stranger's: names, text and files can be anything, pictures can be built to exhaust a decoder (`open_picture`
+refuses those), and none of it may be run.
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ def run_code(code: str, files: Mapping[str, bytes] | None = None, seconds: float
     """Run Python in a sandbox of its own and wait for it.
 
     files: name -> content, put into the code's working folder before. seconds: of the clock, from the start of the
-    code. memory_mb: address space; numpy needs about 150, matplotlib 300. output_bytes: of standard output and of
-    standard error each. disk_mb: everything in its folder together, which is memory too. Whoever exceeds time or
-    output is killed; memory and disk fail inside the code, as MemoryError and OSError.
+    code, and of processor time, all threads together (rounded up, and one more). memory_mb: address space; numpy
+    needs about 150, matplotlib 300. output_bytes: of standard output and of standard error each. disk_mb: everything
+    in its folder together, which is memory too. Code that exceeds time or output is killed; memory and disk fail
+    inside it, as MemoryError and OSError.
     Whatever the code does ends in a Result. Raises SightRLError if no code can be run safely on this machine, and for
-    names of files that leave the folder.
+    names of files or limits that make no sense.
     """
     try:
         return run_in(isolation(), code, files or {}, seconds, memory_mb, output_bytes, disk_mb)
@@ -162,8 +163,9 @@ def exchange(way: str, data: bytes, seconds: float) -> tuple[bytes, bytes]:
 
 def check_names(files: Mapping[str, bytes]) -> None:
     for name in files:
-        parts = name.split("/")
-        if not 0 < len(parts) < 8 or any(p in ("", ".", "..") or "\0" in p or len(p.encode()) > 200 for p in parts):
+        parts, raw = name.split("/"), name.encode("utf-8", "replace")
+        inside = not {"", ".", ".."} & set(parts) and "\0" not in name
+        if not inside or len(parts) > 8 or len(raw) > 200 or raw.decode() != name:
             raise SightRLError(f"{name!r} is no name for a file of a sandbox; use a short relative one like a/b.png.")
 
 
@@ -199,6 +201,8 @@ def as_result(answer: bytes, files: Mapping[str, bytes], seconds: float, output_
         for size in sizes:
             parts.append(rest[start : start + size])
             start += size
+        if start != len(rest):
+            raise ValueError("cut off")
     except (ValueError, KeyError, TypeError):
         return Result(False, reason="the sandbox ended before the code did")
     left = {name: part for (name, _), part in zip(about["files"], parts[2:], strict=True)}
@@ -267,8 +271,8 @@ def new_folders(target: str) -> list[str]:
 
 
 def python() -> str:
-    """The interpreter itself, not the link in a virtual environment."""
-    return os.path.realpath(sys.executable)
+    """The interpreter itself, not the link or the copy in a virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @functools.cache
@@ -306,8 +310,8 @@ class NotIsolated(Exception):
 def refusal(why: str) -> SightRLError:
     return SightRLError(
         f"model-written code is not run on this machine because it could not be isolated ({why}); use Linux 5.14 or "
-        "newer with user namespaces allowed (in Docker: --security-opt seccomp=unconfined) and install bubblewrap "
-        "(apt-get install bubblewrap)."
+        "newer, install bubblewrap (apt-get install bubblewrap), and allow user namespaces (Ubuntu: sysctl "
+        "kernel.apparmor_restrict_unprivileged_userns=0; Docker: --security-opt seccomp=unconfined)."
     )
 
 
