@@ -1,7 +1,8 @@
 """Requests to an OpenAI-compatible address: many at a time, tried again, with one sentence for what is wrong.
 
 judge.py uses it. A try that fails for a reason that can pass (no connection, 429, 5xx, a broken reply) is repeated
-after a growing random pause, or the one the server asks for with Retry-After.
+after a growing random pause, or the one the server asks for with Retry-After. A server that is away or too busy for
+all the tries stops everything, also in the middle: what it would have said must not be left out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from common.readers.shared import shown
 
 Messages = list[dict[str, str]]  # [{"role": "user", "content": "..."}], a system turn before it if there is one
 BUSY = (408, 409, 425, 429)  # worth another try, as is every 5xx
+AWAY = (408, 425, 429, 502, 503, 504)  # these tell of the server, the others perhaps of the prompt alone
 LONGEST_PAUSE = 60.0  # seconds between two tries, whatever Retry-After says
 LARGEST_REPLY = 8 << 20  # bytes
 DEFAULT_KEY = "JUDGE_API_KEY"
@@ -43,11 +45,12 @@ def parse_address(spec: str) -> tuple[str, str, str]:
 
 
 class Failure(Exception):
-    """One try without a reply. again: another try may help; fix: what the user has to change, then no try can help."""
+    """One try without a reply. again: another try may help; away: and if not, nobody gets a reply; fix: what the user
+    has to change, then no try can help."""
 
-    def __init__(self, problem: str, again: bool = False, fix: str = "", wait: float = 0.0) -> None:
+    def __init__(self, problem: str, again: bool = False, away: bool = False, fix: str = "", wait: float = 0.0) -> None:
         super().__init__(problem)
-        self.problem, self.again, self.fix, self.wait = problem, again, fix, wait
+        self.problem, self.again, self.away, self.fix, self.wait = problem, again, away, fix, wait
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -71,9 +74,9 @@ class Endpoint:
     pause: float = 1.0
 
     def ask(self, batch: list[Messages]) -> Iterator[tuple[int, str]]:
-        """(index, reply) as they come; what stays without one is left out.
+        """(index, reply) as they come; a prompt that alone gets none is left out.
 
-        Raises SightRLError when nothing gets a reply, or a setting is wrong.
+        Raises SightRLError when the server is away, nothing gets a reply, or a setting is wrong.
         """
         stop, answered = threading.Event(), False
         failure = Failure("was not asked")
@@ -87,12 +90,12 @@ class Endpoint:
                         yield tries[done], result
                     elif not stop.is_set():
                         failure = result
-                        if failure.fix or (failure.again and not answered):  # the others would fare no better
+                        if failure.fix or failure.away or (failure.again and not answered):  # for the others too
                             stop.set()
             finally:  # also when the caller is interrupted
                 stop.set()
                 threads.shutdown(cancel_futures=True)
-        if failure.fix or not answered:
+        if failure.fix or failure.away or not answered:
             fix = failure.fix or "see whether the server runs and the address, which often ends in /v1, is right"
             raise SightRLError(f"the judge at {self.url} {failure.problem}; {fix}.")
 
@@ -130,7 +133,8 @@ class Endpoint:
             raise refusal(error, self, key) from None
         except (OSError, http.client.HTTPException) as error:  # time-outs and broken connections too
             reason = getattr(error, "reason", None) or error
-            raise Failure(f"does not answer ({shown(str(reason) or type(error).__name__)})", again=True) from None
+            text = shown(str(reason) or type(error).__name__)
+            raise Failure(f"does not answer ({text})", again=True, away=True) from None
         try:
             reply = json.loads(data)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -170,4 +174,5 @@ def refusal(error: urllib.error.HTTPError, endpoint: Endpoint, key: str) -> Fail
         return Failure(said, fix=f"correct the address (it often ends in /v1) or model={endpoint.model}")
     wait = error.headers.get("Retry-After", "")
     seconds = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 9 else 0.0
-    return Failure(said, again=error.code in BUSY or error.code >= 500, wait=seconds)
+    again = error.code in BUSY or error.code >= 500
+    return Failure(said, again=again, away=error.code in AWAY, wait=seconds)
