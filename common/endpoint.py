@@ -1,8 +1,9 @@
 """Requests to an OpenAI-compatible address: many at a time, tried again, with one sentence for what is wrong.
 
 judge.py uses it. A try that fails for a reason that can pass (no connection, 429, 5xx, a broken reply) is repeated
-after a growing random pause, or the one the server asks for with Retry-After. A server that is away or too busy for
-all the tries stops everything, also in the middle: what it would have said must not be left out.
+after a growing random pause, or the one the server asks for with Retry-After. When all tries of a prompt fail, it is
+either the prompt's fault, then that one stays without a reply, or the server's (away, too busy, answers not even a
+greeting), then everything stops, also in the middle of a batch: what it would have said must not be left out.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from common.readers.shared import shown
 Messages = list[dict[str, str]]  # [{"role": "user", "content": "..."}], a system turn before it if there is one
 BUSY = (408, 409, 425, 429)  # worth another try, as is every 5xx
 AWAY = (408, 425, 429, 502, 503, 504)  # these tell of the server, the others perhaps of the prompt alone
+GREETING = [{"role": "user", "content": "Answer with the word yes."}]  # any server in order replies to it
+MANY = 8  # so many prompts, all of them without a reply, are no accident
 LONGEST_PAUSE = 60.0  # seconds between two tries, whatever Retry-After says
 LARGEST_REPLY = 8 << 20  # bytes
 DEFAULT_KEY = "JUDGE_API_KEY"
@@ -74,30 +77,35 @@ class Endpoint:
     pause: float = 1.0
 
     def ask(self, batch: list[Messages]) -> Iterator[tuple[int, str]]:
-        """(index, reply) as they come; a prompt that alone gets none is left out.
+        """(index, reply) as they come; a prompt that gets none by its own fault is left out.
 
-        Raises SightRLError when the server is away, nothing gets a reply, or a setting is wrong.
+        Raises SightRLError when the server is away or out of order, none of many prompts gets a reply, or a setting is
+        wrong.
         """
-        stop, answered = threading.Event(), False
-        failure = Failure("was not asked")
+        stop, answered, failure = threading.Event(), 0, None
         with ThreadPoolExecutor(self.parallel) as threads:
             tries = {threads.submit(self.try_often, messages, stop): i for i, messages in enumerate(batch)}
             try:
                 for done in as_completed(tries):
                     result = done.result()
                     if isinstance(result, str):
-                        answered = True
+                        answered += 1
                         yield tries[done], result
                     elif not stop.is_set():
                         failure = result
-                        if failure.fix or failure.away or (failure.again and not answered):  # for the others too
-                            stop.set()
+                        if failure.fix or failure.away or (not answered and not self.replies()):
+                            stop.set()  # the others would fare no better
             finally:  # also when the caller is interrupted
                 stop.set()
                 threads.shutdown(cancel_futures=True)
-        if failure.fix or failure.away or not answered:
+        silent = not answered and len(batch) >= MANY
+        if failure and (failure.fix or failure.away or silent or not self.replies()):
             fix = failure.fix or "see whether the server runs and the address, which often ends in /v1, is right"
             raise SightRLError(f"the judge at {self.url} {failure.problem}; {fix}.")
+
+    def replies(self) -> bool:
+        """Whether the server is in order."""
+        return isinstance(self.try_often(GREETING, threading.Event()), str)
 
     def try_often(self, messages: Messages, stop: threading.Event) -> str | Failure:
         """The reply, or why there is none."""

@@ -5,8 +5,8 @@
 
 Equal prompts are asked once. Replies go to the cache file as they come, so that a killed run that goes on hears the
 same verdicts again. The key of an address is read from the environment variable JUDGE_API_KEY (or the one named with
-,key=NAME) and stands in no file. A prompt without a reply has the reply "" and counts in judge.lost; when no prompt
-gets one, or the server goes away, a SightRLError says what is wrong.
+,key=NAME) and stands in no file. A prompt without a reply has the reply "" and counts in judge.lost; when the
+server goes away, or no prompt of many gets one, a SightRLError says what is wrong.
 With several processes let one ask: from_main(... if is_main() else None).
 """
 
@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import disk_errors
-from common.endpoint import Endpoint, Messages, parse_address
+from common.endpoint import MANY, Endpoint, Messages, parse_address
 from common.errors import SightRLError
 from common.readers.shared import shown
-
-ENOUGH = 8  # so many replies, none of them readable, are no accident
 
 
 class Judge:
@@ -58,7 +56,7 @@ class Judge:
             if self.cache:
                 with disk_errors(self.cache), open(self.cache, "ab") as file:  # the first break ends a torn line
                     file.write(b"\n" + json.dumps({"key": order[i], "reply": reply}).encode())
-        if len(unreadable) >= ENOUGH and not any(key in self.replies for key in order):
+        if len(unreadable) >= MANY and not any(key in self.replies for key in order):
             raise SightRLError(f"the judge {self.identity[0]} answers none of {len(order)} questions in the form asked "
                                f"for, but {shown(unreadable[0])!r}; see whether the right model is served.")
         self.lost += sum(key not in self.replies for key in order)

@@ -186,8 +186,8 @@ class Run:
 
     def _counted(self) -> list[str]:
         """What the display and the last lines say of steps that taught nothing."""
-        texts = {"skipped": "skipped (NaN or infinity)", "no_spread": "without spread of rewards"}
-        return [f"{self.counts[name]} steps {text}" for name, text in texts.items() if self.counts[name]]
+        texts = {"skipped": "steps skipped (NaN or infinity)", "no_spread": "steps without spread of rewards"}
+        return [f"{text}: {self.counts[name]}" for name, text in texts.items() if self.counts[name]]
 
     def save_batch(self, step: int, records: list[dict]) -> None:
         """Write the batch of a skipped step to skipped/step-XXXXXXXX.jsonl, a response a line, for a person to look at.
