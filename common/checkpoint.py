@@ -40,8 +40,12 @@ def disk_errors(path: Path, need: int = 1 << 20) -> Iterator[None]:
         yield
     except OSError as error:
         raise SightRLError(_disk_sentence(path, error.errno, error.strerror or str(error), need)) from error
-    except SafetensorError as error:  # carries the system's error number only in its text
+    except SightRLError:
+        raise
+    except Exception as error:  # safetensors and tokenizers give the system's error number in their text alone
         number = next((n for n in _FIXES if f"(os error {n})" in str(error)), None)
+        if number is None and not isinstance(error, SafetensorError):
+            raise
         raise SightRLError(_disk_sentence(path, number, str(error), need)) from error
 
 

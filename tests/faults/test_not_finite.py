@@ -191,7 +191,7 @@ def test_all_processes_skip_what_one_of_them_finds(tmp_path):
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"sft"}))
 def test_groups_without_spread_are_no_trouble(method, tmp_path):
     options = GROUPS | dict(steps=1, eval_questions=0, max_new_tokens=3, log_rollouts_every=0)
-    options |= {"visurf": {"variant": "grpo"}, "perception_r1": {"judge_noise": 0.0}}.get(method, {})  # all else spreads
+    options |= {"visurf": {"variant": "grpo"}, "perception_r1": {"judge_noise": 0.0}}.get(method, {})
     child = run(method, options_of(method, tmp_path, "flat", **options), tmp_path / "log", grade=lambda *_, **__: 0)
     rows = lines(child.folder / "metrics.jsonl")
     assert "nothing left to learn" in child.said() or "these answers teach nothing" in child.said()
