@@ -117,6 +117,7 @@ def test_a_skipped_step_is_counted_and_its_batch_can_be_read(tmp_path):
     assert json.loads((folder / "summary.json").read_text())["steps_skipped"] == 1
     assert "step 2: loss or gradient is not a finite number, update skipped" in child.said()
     assert child.said().count("steps skipped (NaN or infinity): 1") >= 2  # the display, and the last lines
+    assert "1 steps were skipped" in (folder / "report.html").read_text()
     (file,) = (folder / "skipped").iterdir()
     batch = lines(file)
     assert file.name == "step-00000001.jsonl" and len(batch) == 12
@@ -166,7 +167,7 @@ def as_rank(rank: int, port: int, folder) -> None:
             file.write(hashlib.sha256(b"".join(state)).hexdigest() + "\n")
 
     training.optimizer_step = noted
-    poison({1}, "a loss that is NaN")
+    poison({1}, "an infinite loss with a finite gradient")  # nothing of it reaches the other process by itself
 
 
 def test_all_processes_skip_what_one_of_them_finds(tmp_path):
