@@ -33,24 +33,27 @@ TEMPORARY = ".tmp-"  # prefix of half-written files and folders; removed when th
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, need: int = 1 << 20) -> Iterator[None]:
     """Turn a failed write or read below `path` into one sentence that names the folder and the fix
-    (SightRLError)."""
+    (SightRLError). need: bytes to be written, for a full disk."""
     try:
         yield
     except OSError as error:
-        raise SightRLError(_disk_sentence(path, error.errno, error.strerror or str(error))) from error
-    except SafetensorError as error:  # carries the system's error number only in its text
+        raise SightRLError(_disk_sentence(path, error.errno, error.strerror or str(error), need)) from error
+    except SightRLError:
+        raise
+    except Exception as error:  # safetensors and tokenizers give the system's error number in their text alone
         number = next((n for n in _FIXES if f"(os error {n})" in str(error)), None)
-        raise SightRLError(_disk_sentence(path, number, str(error))) from error
+        if number is None and not isinstance(error, SafetensorError):
+            raise
+        raise SightRLError(_disk_sentence(path, number, str(error), need)) from error
 
 
-_FULL = "the disk is full; free some space"
 _DENIED = "writing there is not allowed; give a writable folder with --out, or change its permissions"
 _FIXES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EFBIG: "the file is larger than this file system or this user's limit allows",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this file system or this user's limit (ulimit -f) allows; raise it",
     errno.EROFS: "the file system is read-only; give a writable folder with --out",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -59,8 +62,13 @@ _FIXES = {
 }
 
 
-def _disk_sentence(path: Path, number: int | None, text: str) -> str:
-    return f"cannot write {path}: {_FIXES.get(number, text)}."
+def _disk_sentence(path: Path, number: int | None, text: str, need: int) -> str:
+    fix = _FIXES.get(number, text)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free / 1e6
+        fix += f" ({free:.1f} MB free, about {max(need / 1e6, 0.1):.1f} MB needed); free some space"
+    return f"cannot write {path}: {fix}."
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -248,7 +256,7 @@ def save_checkpoint(
     if not is_main():
         _write_parts(temporary, model, optimizer, state)
         return target
-    with disk_errors(target):
+    with disk_errors(target, bytes_of(model, optimizer)):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -266,6 +274,14 @@ def save_checkpoint(
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def bytes_of(model: nn.Module | None, optimizer: Any) -> int:
+    """About the bytes that a checkpoint of them takes."""
+    tensors = list(model_state(model).values()) if model is not None else []
+    states = getattr(optimizer, "state", {}).values() if optimizer is not None else ()
+    tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -82,6 +82,7 @@ def write_report(folder: Path) -> Path:
     parts = [
         _header(folder, files, metrics, comparison, before, after),
         _skipped(files["summary"]),
+        _skipped_steps(files["summary"]),
         _effects(files["summary"]),
         _held_out(own_comparison, *own, title="The method's own task"),
         _held_out(comparison, before, after),
@@ -278,6 +279,14 @@ def _skipped(summary: dict) -> str:
     more = f"<li>and {len(rows) - 20} more</li>" if len(rows) > 20 else ""
     start = f"{len(rows)} data rows could not be read and were skipped:"
     return f'<div class="warning">{start}<ul>{items}{more}</ul></div>'
+
+
+def _skipped_steps(summary: dict) -> str:
+    count = summary.get("steps_skipped")
+    if not isinstance(count, int) or not count:
+        return ""
+    return (f'<div class="warning">{count} steps were skipped, because loss or gradient was not a finite number; their '
+            "batches are in the folder skipped.</div>")  # fmt: skip
 
 
 # ---------------------------------------------------------------- held-out accuracy, habits, gap

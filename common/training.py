@@ -5,6 +5,7 @@ Nothing here decides what is learned; that is in the method's file.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -140,17 +141,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def optimizer_step(vlm: VLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Tensor:
-    """Clip the gradients of all micro-batches (of all processes), update, forget them; their norm, f32 [].
+def optimizer_step(vlm: VLM, optimizer: torch.optim.Optimizer, max_grad_norm: float, averages: Averages) -> None:
+    """Clip the gradients of all micro-batches (of all processes), update, forget them.
 
-    Every process must call it, also one without a micro-batch.
+    NaN or infinity in the gradient, or in a loss of this step so far, in any process: no update in any of them;
+    weights and the optimiser's state stay as they are, to the bit. Adds grad_norm (before clipping) and
+    updates/skipped (0 or 1) to averages. Every process must call it, also one without a micro-batch.
     """
     sum_gradients(vlm.shards)
-    norm = torch.nn.utils.clip_grad_norm_(vlm.trainable(), max_grad_norm)
-    optimizer.step()
+    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(vlm.trainable(), max_grad_norm))
+    finite = all(math.isfinite(value) for value in (norm, averages.sums.get("loss", 0.0)))
+    skipped = distributed.agree(not finite)
+    if not skipped:
+        optimizer.step()
+        gather_weights(vlm.shards)
     optimizer.zero_grad(set_to_none=True)
-    gather_weights(vlm.shards)
-    return whole_tensor(norm)
+    averages.add("grad_norm", norm)
+    averages.add("updates/skipped", torch.tensor(float(skipped)))
 
 
 # ------------------------------------------------------------------------------------------- what was sampled
@@ -162,7 +169,7 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
     names: tokens and prompts (counts); reward/mean and reward/<term> (means over responses); accuracy;
     length, length/correct, length/wrong (tokens); truncated (no end of sequence) and no_answer (nothing
     readable), shares of responses; habit/<name>, shares of responses, only for the micro-world;
-    groups/zero_spread, share of groups whose rewards are all equal.
+    groups/zero_spread, share of groups whose rewards are all equal (without it: groups of one).
     """
     averages, lengths, rewards = Averages(), batch.mask.sum(dim=1), sum(terms.values())  # [N] each
     averages.add("reward/mean", rewards)
@@ -175,7 +182,8 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
             averages.add(f"length/{name}", lengths, rows)
     averages.add("truncated", batch.truncated)
     averages.add("no_answer", torch.tensor([parse_state(text) != "ok" for text in batch.texts]))
-    averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
+    if batch.group_size > 1:
+        averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
     if "things" in samples[0].meta:  # the micro-world knows how every answer was reached
         habits = [world_habit(text, samples[n // batch.group_size]) for n, text in enumerate(batch.texts)]
         for habit in ("careful", "sloppy", "blind", "other"):
@@ -210,6 +218,17 @@ def rollout_records(vlm: VLM, batch: Rollout, samples: list[Sample], terms: dict
         if "things" in sample.meta:
             record["habit"] = world_habit(batch.texts[n], sample)
         records.append(record | {name: values[n, :length].tolist() for name, values in per_token.items()})
+    return records
+
+
+def batch_records(vlm: VLM, batch: Rollout, samples: list[Sample], terms: dict[str, Tensor],
+                  advantages: Tensor) -> list[dict]:  # fmt: skip
+    """Records of all groups for Run.save_batch, with the prompt as the model got it and the tokens' log-probabilities
+    as recorded while sampling."""
+    records = []
+    for group, prompt in enumerate(batch.prompts[: len(samples)]):
+        found = rollout_records(vlm, batch, samples, terms, advantages, group, logps=batch.logps)
+        records += [{"prompt": prompt.text, **record} for record in found]
     return records
 
 

@@ -402,7 +402,8 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monkey
 
     monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.raises(
-        SightRLError, match=r"the disk is full; free some space\. Then continue with: .*--resume"
+        SightRLError,
+        match=r"the disk is full \(\d+\.\d MB free, about 1\.\d MB needed\); free some space\. Then continue with: ",
     ):
         train(args)
     folder = tmp_path / "full" / "checkpoints"
