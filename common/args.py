@@ -125,7 +125,8 @@ def saved_options(cls: type, path: Path) -> dict[str, Any]:
     try:
         saved = dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError):
-        raise SightRLError(f"--resume {path.parent}: {path.name} is damaged; give the folder of a run.") from None
+        problem = f"no run is there ({path.name} is missing or damaged)"
+        raise SightRLError(f"--resume {path.parent}: {problem}; give the folder of a run.") from None
     kinds = get_type_hints(cls)
     saved = {name: saved[name] for name in kinds if name in saved}
     for name, value in saved.items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -49,7 +51,7 @@ def load_parts(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.
         model, tokenizer, processor = random_parts(name.removeprefix("random:"))
         return model.to(device, dtype), tokenizer, processor
     source = str(TINY) if name == "tiny" else name
-    refuse_pickles(Path(source))
+    check_files(Path(source))
     if (Path(source) / "adapter_config.json").exists():
         return load_adapter(source, dtype, device)
     try:
@@ -59,7 +61,7 @@ def load_parts(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.
         processor = Qwen2VLImageProcessorPil.from_pretrained(source)
         model, found = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True)  # fmt: skip
-        check_weights(model, found)
+        check_weights(found)
         return model.to(device), tokenizer, processor
     except SightRLError:
         raise
@@ -67,9 +69,9 @@ def load_parts(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.
         raise SightRLError(cannot_load(name, source, error)) from None
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raises SightRLError for a folder whose weights are pickled: reading a pickle can run any code. Pickles beside
-    safetensors, such as training_args.bin, are never read."""
+def check_files(folder: Path) -> None:
+    """Raises SightRLError for a folder whose weights are pickled, since reading a pickle can run any code, or are whole
+    numbers. Pickles beside safetensors, such as training_args.bin, are never read."""
     pickles = sorted(f.name for end in ("bin", "pt", "pth", "pkl", "ckpt") for f in folder.glob(f"*.{end}"))
     for index in folder.glob("*.safetensors.index.json"):
         try:
@@ -81,16 +83,22 @@ def refuse_pickles(folder: Path) -> None:
     if pickles and not any(folder.glob("*.safetensors")):
         problem = f"holds its weights as a pickle ({pickles[0]}), which can run code when it is read"
         raise SightRLError(f"{folder} {problem}; save it with safetensors where you trust it, and give that folder.")
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype(): name for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise SightRLError(cannot_load(str(folder), str(folder), error)) from None
+        if whole := next((name for kind, name in kinds.items() if "F" not in kind), None):
+            raise SightRLError(cannot_load(str(folder), str(folder), ValueError(f"{whole} holds whole numbers")))
 
 
-def check_weights(model: nn.Module, found: dict[str, Any]) -> None:
-    """Raises ValueError for weights that the file lacks, has in other shapes, or does not hold as fractions."""
+def check_weights(found: dict[str, Any]) -> None:
+    """Raises ValueError for weights that the files lack or have in other shapes."""
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
     if wrong := sorted(map(str, found["mismatched_keys"])):
         raise ValueError(f"{len(wrong)} of its weights have another shape, such as {wrong[0]}")
-    if odd := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
-        raise ValueError(f"its weight {odd[0]} holds whole numbers")
 
 
 def cannot_load(name: str, source: str, error: Exception) -> str:
@@ -120,7 +128,9 @@ def load_adapter(folder: str, dtype: torch.dtype, device: torch.device) -> tuple
         if (Path(name) / "adapter_config.json").exists():
             raise ValueError(f"its base model {name} is an adapter too")
         base, tokenizer, processor = load_parts(name, dtype, device)
-        return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer, processor
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer, processor
     except SightRLError:
         raise
     except Exception as error:  # as above

@@ -74,7 +74,7 @@ def column(row: dict[str, Any], name: str, options: Options, where: str) -> Any:
 def required(row: dict[str, Any], name: str, options: Options, where: str) -> Any:
     """As column(), but it must be there and not be empty. Raises SightRLError."""
     value = column(row, name, options, where)
-    value = None if isinstance(value, float) and math.isnan(value) else value  # how tables write an empty cell
+    value = "" if isinstance(value, float) and math.isnan(value) else value  # how tables write an empty cell
     if value is None and name not in options.columns:
         raise bad_row(
             f"{where} has no {name} (columns: {names_of(row)})", f"name it with --columns {name}=COLUMN"
@@ -88,8 +88,10 @@ def pictures_of(row: dict[str, Any], options: Options, where: str) -> list[Any]:
     """Cells of the picture column, in order; [] for a row of text.
 
     Raises SightRLError when no picture column is found but another one seems to hold pictures: training blind
-    on a misnamed column would go unnoticed.
+    on a misnamed column would go unnoticed. The first look at a row: also for one that is nested too deeply.
     """
+    if too_deep(row):
+        raise bad_row(f"{where} has a column that is nested more than {DEEPEST} levels deep", "flatten it")
     value = column(row, "images", options, where)
     if value is None and "images" not in options.columns:
         known = {name for names in COLUMNS.values() for name in names} | set(options.columns.values())
@@ -168,8 +170,6 @@ def guess_type(question: str, answer: str, choices: list[str]) -> str:
 
 def read_question(row: dict[str, Any], images: int, options: Options, where: str) -> tuple[str, str]:
     """(question, answer) of a row. Raises SightRLError, also if <image> marks do not fit the pictures."""
-    if too_deep(row):
-        raise bad_row(f"{where} has a column that is nested more than {DEEPEST} levels deep", "flatten it")
     question, spoken = required(row, "question", options, where), None
     if isinstance(question, list):
         question, spoken = read_turns(question, where)

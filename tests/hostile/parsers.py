@@ -18,16 +18,19 @@ import bench_rows as rows
 from PIL import Image
 
 import megabench_metrics
+import megabench_parse
 from benchmark import Benchmark, Result, Row
 from benchmarks import detection as detection_bench
 from benchmarks import vicrit as vicrit_bench
-from common import captions, corrupt, detection, facts, maths, overlap, puzzles, rewards
+from common import captions, corrupt, detection, facts, maths, overlap, puzzles, rewards, training
 from common.data import Sample
+from common.errors import printable
+from common.judge import harmless
 from common.perception import perception_question
-from common.world import entails, world_sample
+from common.world import entails, habits, score_tiny_vlm, taught, world_sample
 from common.world.facts import facts_of, stated
 from methods import pearl, perception_r1, ssl4rl, vicrit, vision_sr1, visionary_r1, visual_rft, visurf
-from scoring import find_benchmarks, through_json
+from scoring import find_benchmarks, score, through_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND, PROBLEMS = find_benchmarks()
@@ -77,6 +80,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "yes_no": rewards.yes_no,
     "parse_box": rewards.parse_box,
     "parse_boxes": rewards.parse_boxes,
+    "unwrap_text": maths.unwrap_text,
     "grade_answer": lambda text: maths.grade_answer(text, "3/4"),
     "grade_answer tuple": lambda text: maths.grade_answer(text, "(1, \\\\sqrt{2}, 50\\\\%)"),
     "grade_answer itself": lambda text: maths.grade_answer(text, text + " "),
@@ -114,6 +118,14 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "ssl4rl": lambda text: ssl4rl.reward(text, puzzle("90", "rotation")),
     "ssl4rl jigsaw": lambda text: ssl4rl.reward(text, puzzle("3,2,1,4", "jigsaw")),
     "visurf": lambda text: visurf.marks(text, TARGET),
+    "habit": lambda text: training.world_habit(text, COLOR),
+    "visual spans": lambda text: habits.visual_spans(text, COLOR.question),
+    "answer part": score_tiny_vlm.answer_part,
+    "same answer": lambda text: score_tiny_vlm.same_answer(text, "<think>x</think> \\boxed{red}"),
+    "parts of a lesson": taught.parts,
+    "for a judge": harmless,
+    "for a terminal": printable,
+    "megabench json fields": megabench_parse.json_fields,
 }  # fmt: skip
 
 # ---------------------------------------------------------------- benchmarks: a row of every kind
@@ -188,7 +200,7 @@ def sound(result: Result) -> Result:
 
 def graded(benchmark: Benchmark, row: Row, scoring: str, text: str) -> Result:
     """What the response earns; the same text is tried as a judge's reply."""
-    result = sound(benchmark.score(row, text, scoring))
+    result = sound(score(benchmark, row, text, scoring, "row 1"))
     assert isinstance(benchmark.judge_prompt(light(row), result, text, scoring), str)
     if benchmark.judge_score is not None:
         sound(benchmark.judge_score(light(row), result, text, scoring))

@@ -400,4 +400,4 @@ def test_files_of_a_run_that_are_none(content: str, stopped: Args, capsys: pytes
     (Path(stopped.resume) / "config.json").write_text(content, errors="surrogateescape")
     with pytest.raises(SystemExit, match="2"):
         parse_args(CommonArgs, "", ["--resume", stopped.resume])
-    assert "config.json is damaged" in capsys.readouterr().err
+    assert "config.json is missing or damaged" in capsys.readouterr().err

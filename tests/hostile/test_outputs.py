@@ -25,7 +25,7 @@ from texts import PLAUSIBLE, endless, texts
 import extract
 import megabench_values
 
-TEXTS = int(os.environ.get("SIGHTRL_TEXTS", 600))
+TEXTS = int(os.environ.get("SIGHTRL_TEXTS", 400))
 SHARE = int(os.environ.get("SIGHTRL_SHARE", 1))
 LENGTH = int(os.environ.get("SIGHTRL_LENGTH", 10_000))
 SEED = int(os.environ.get("SIGHTRL_SEED", 0))
@@ -108,7 +108,11 @@ def test_a_parser_that_fails_or_stalls_would_be_noticed(quiet: None) -> None:
 # ---------------------------------------------------------------- the list is whole
 
 READS = {"text", "response", "reply", "prediction", "caption", "description", "said"}  # names of what was written
-TRUSTED = {  # functions of such a parameter whose text is the user's, the repository's or a gold answer
+TRUSTED = {  # functions of such a parameter whose text no model writes
+    "common/data.py:parse_columns": "an option", "common/data.py:parse_tasks": "an option",
+    "common/readers/boxes.py:clean_label": "data, see test_datasets.py", "eval/rows.py:from_base64": "data",
+    "common/readers/tables.py:whole_characters": "data, see test_datasets.py",
+    "common/world/taught.py:compared": "lessons made here", "eval/bench_step.py:write": "a table made here",
 }  # fmt: skip
 
 
@@ -142,8 +146,8 @@ def test_every_parser_is_in_the_list() -> None:
             sys.setprofile(None)
     reached = {(os.path.relpath(file, ROOT), name) for file, name in called if Path(file).is_relative_to(ROOT)}
     missing = {f"{file}:{name}" for file, name in readers() if (file, name) not in reached}
-    assert sorted(missing - set(TRUSTED)) == [], "add them to PARSERS in parsers.py"
-    assert sorted(set(TRUSTED) - missing) == [], "these are called by now, or gone"
+    assert not (new := sorted(missing - set(TRUSTED))), f"{new}: add them to PARSERS in parsers.py"
+    assert not (old := sorted(set(TRUSTED) - missing)), f"{old}: they are called by now, or gone"
 
 
 # ---------------------------------------------------------------- results of benchmarks
@@ -163,5 +167,5 @@ def test_results_are_the_same_again_and_make_a_table(name: str, scoring: str) ->
             assert result == graded(benchmark, row, scoring, text)
             results.append((light(row), result))
     lines = benchmark.summarise(*zip(*results, strict=True), scoring)
-    most = len(results) if name == "ocrbench" or any("(count)" in line.name for line in lines) else 100
+    most = max(100, len(results))  # per cent, or a count
     assert lines and all(0 <= line.value <= most for line in lines)

@@ -18,50 +18,35 @@ from common.world.taught import SHARES, lesson
 
 # ---------------------------------------------------------------- terminals
 
-DISGUISED = [*"ＡＢＣａ１２３", "А", "В", "С", "а", "о", "е", "İ", "ı", "ſ", "K", "²", "½", "٣", "۴", "Ⅷ", "①", "‐",
-             "−",
-             "＝", "（", "）",
-             "［", "］", "｛", "｝", "＜", "＞", "﹤", "∕", "⁄", "∖", "’", "“", "\u00a0", "\u2028", "\u2029", "\u3000",
-             "\u200b",
-             "\u200d", "\ufeff", "\u0301", "\U0001d7ce", "👩‍👩‍👧", "\U000e0041"]  # fmt: skip
+DISGUISED = [*"ＡＢＣａ１２３АВСаоеİıſK²½٣۴Ⅷ①‐−＝（）［］｛｝＜＞﹤∕⁄∖’“", "\u00a0", "\u2028", "\u2029", "\u3000",
+             "\u200b", "\u200d", "\ufeff", "\u0301", "\U0001d7ce", "👩‍👩‍👧", "\U000e0041"]
 CONTROLS = ["\x00", "\x01", "\x07", "\x08", "\x1b[31m", "\x1b]0;x\x07", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85",
-            "\x7f", "\u200e",
-            "\u200f", "\u202e", "\u202d", "\u2066", "\u2069", "\ud800", "\udfff", "\ud83d", "\uffff",
+            "\x7f", "\u200e", "\u200f", "\u202e", "\u202d", "\u2066", "\u2069", "\ud800", "\udfff", "\ud83d", "\uffff",
             "\U0010ffff"]  # fmt: skip
 NUMBERS = ["0", "1", "-3", "+7", "12", "0.5", ".5", "5.", "1,000", "1,2,3", "1.2.3", "1e5", "1e999", "-1e999",
-           "1e-999", "1e999999999",
-           "1e-999999999", "NaN", "nan", "Infinity", "-Infinity", "inf", "-0", "0x10", "1_000", "007", "9" * 50,
-           "9" * 400, "9" * 5000,
-           "3/4", "1/0", "0/0", "22/7", "50%", "$5", "2°", "5 cm", "1:05", "00:01:05", "12:99", "9**9**9**9",
-           "9^{9^{9^9}}", "9^9^9^9^9",
-           "10!", "9!!!!!!!", "\\infty", "1+1", "2*3", "(1+2)*3", "1-" * 40 + "1", "1j", "True", "None", "null",
-           "true"]  # fmt: skip
+           "1e-999", "1e999999999", "1e-999999999", "NaN", "nan", "Infinity", "-Infinity", "inf", "-0", "0x10",
+           "1_000", "007", "9" * 50, "9" * 400, "9" * 5000, "3/4", "1/0", "0/0", "22/7", "50%", "$5", "2°", "5 cm",
+           "1:05", "00:01:05", "12:99", "9**9**9**9", "9^{9^{9^9}}", "9^9^9^9^9", "10!", "9!!!!!!!", "\\infty", "1+1",
+           "2*3", "(1+2)*3", "1-" * 40 + "1", "1j", "True", "None", "null", "true"]  # fmt: skip
 MATHS = ["\\frac{1}{2}", "\\dfrac12", "\\frac{1}{\\frac{1}{0}}", "\\sqrt{2}", "\\sqrt[3]{8}", "\\sqrt2", "\\pi",
-         "\\text{cm}", "\\mathrm{m}",
-         "\\left(", "\\right)", "\\begin{pmatrix}1&2\\end{pmatrix}", "^{\\circ}", "\\%", "\\$", "\\cdot",
-         "\\times 10^{99999}", "x=", "x^2",
-         "\\approx", "\\leq", "\\pm", "\\{", "\\}", "\\\\", "\\(", "\\)", "\\[", "\\]", "$$", "$", "\\ln(-1)",
-         "\\int_0^1 x dx", "\\lim",
-         "\\binom{9999}{999}", "\\sum_{i=1}^{10^9} i", "{{", "}}"]  # fmt: skip
+         "\\text{cm}", "\\mathrm{m}", "\\left(", "\\right)", "\\begin{pmatrix}1&2\\end{pmatrix}", "^{\\circ}", "\\%",
+         "\\$", "\\cdot", "\\times 10^{99999}", "x=", "x^2", "\\approx", "\\leq", "\\pm", "\\{", "\\}", "\\\\", "\\(",
+         "\\)", "\\[", "\\]", "$$", "$", "\\ln(-1)", "\\int_0^1 x dx", "\\lim", "\\binom{9999}{999}",
+         "\\sum_{i=1}^{10^9} i", "{{", "}}"]  # fmt: skip
 TAGS = ["think", "answer", "description", "info", "info1", "info2", "analysis", "box", "bbox", "point", "caption",
         "state", "img"]
 WORDS = ["the ", "answer is ", "The answer is ", "Answer: ", "**Answer:** ", "Final answer: ", "option ", "is ", "to ",
-         "red ", "blue ",
-         "circle ", "yes", "no", "No Objects", "Hacking Sample", "assistant\n", "user\n", "b2 red circle 3",
-         "I choose ", "therefore ",
-         "Overall Judgment: Answer 1 is better", "Extracted: ", "Judgement: 1", "Route Name: ", "Departure Stop: ",
-         "Arrival Stop: ",
-         "Via Stops: ", "甲站", "丁站", "Line 1", "--", "happens in ", " seconds", "start ", "end ", "pyautogui.click(",
-         "x=", ", y=", "even function",
+         "red ", "blue ", "circle ", "yes", "no", "No Objects", "Hacking Sample", "assistant\n", "user\n",
+         "b2 red circle 3", "I choose ", "therefore ", "Overall Judgment: Answer 1 is better", "Extracted: ",
+         "Judgement: 1", "Route Name: ", "Departure Stop: ", "Arrival Stop: ", "Via Stops: ", "甲站", "丁站", "Line 1",
+         "--", "happens in ", " seconds", "start ", "end ", "pyautogui.click(", "x=", ", y=", "even function",
          "left of ", "there are ", "答案是", "정답은", "the orange license plates", "orange", "1. ", "2. ", "(A) ", "A",
          "B.", "(c)", "\\n"]
 PUNCTUATION = [*".,:;!?/\\{}()[]<>\"'`$%^*-–+=≈\n\t|_#~& ", "\n\n", "[[", "]]", "((", "{{", "''", '"""', "```",
-               "```json\n", "**", "..", "</",
-               "\\boxed{", "oxed{", "\\boxed", "boxed{}", "#" * 9, "|---|", "<|im_end|>", "<|image_pad|>", "<image>",
-               "{question}",
-               "%s", "{0}", "\\x", "\\u0041", "&lt;", "{}", "[]", "()", "'Position': ", "'Confidence': ",
-               '{"bbox_2d": [', '"label": "cat"',
-               '{"a": ', '"short answer": '] + [f"<{s}{tag}>" for tag in TAGS for s in ("", "/")]  # fmt: skip
+               "```json\n", "**", "..", "</", "\\boxed{", "oxed{", "\\boxed", "boxed{}", "#" * 9, "|---|",
+               "<|im_end|>", "<|image_pad|>", "<image>", "{question}", "%s", "{0}", "\\x", "\\u0041", "&lt;", "{}",
+               "[]", "()", "'Position': ", "'Confidence': ", '{"bbox_2d": [', '"label": "cat"', '{"a": ',
+               '"short answer": '] + [f"<{s}{tag}>" for tag in TAGS for s in ("", "/")]  # fmt: skip
 MARKS = [*NUMBERS, *MATHS, *WORDS, *PUNCTUATION, *DISGUISED, *CONTROLS]
 
 PLAUSIBLE = [rows.ROUTE, "<think>so</think><answer>B</answer>", '{"solution": "x", "short answer": "3.14"}',
@@ -75,7 +60,7 @@ PLAUSIBLE = [rows.ROUTE, "<think>so</think><answer>B</answer>", '{"solution": "x
              "<info1>1</info1><info2>0</info2>", "1. yes\n2. no\n3. red", "<think>a</think> \\boxed{[1, 2, 30, 40]}",
              "<description>b2 red circle 3</description><think>x</think>\\boxed{3}", "start 1.5\nend 7",
              "```json\n[[1, 2, 3, 4]]\n```", "(define (problem p) (:init (at a)) (:goal (and (on a))))",
-             "(move a b)\n(pick c)", "[e4, Nf3]", "<point>0.5,0.5</point>"]  # fmt: skip
+             "(move a b)\n(pick c)", "[e4, Nf3]", "<point>0.5,0.5</point>", "\\text{ red }"]  # fmt: skip
 
 # ---------------------------------------------------------------- grammar: "@name" is replaced by one of its forms
 
