@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -197,6 +198,9 @@ def load_model_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> 
             f"{path} was written by another model or other adapter settings: {differing[0]} "
             f"(and {len(differing) - 1} more) does not fit; resume with the options the run was started with."
         )
+    fractions = {name: (tensor.is_floating_point(), saved[name].is_floating_point()) for name, tensor in wanted.items()}
+    if odd := [name for name, (here, there) in fractions.items() if here != there]:
+        raise SightRLError(f"{path} holds {odd[0]} as {saved[odd[0]].dtype}; it was not written by this program.")
     for name, tensor in wanted.items():
         tensor.copy_(sharded_like(tensor, saved[name]))
 
@@ -207,6 +211,8 @@ def load_optimizer_state(optimizer: Any, state: dict) -> None:
     parameters = [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
     for index, saved in state.get("state", {}).items() if parameters else ():
         for name, value in saved.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of weight {index} has the shape {list(value.shape)}")
             saved[name] = sharded_like(parameters[index], value) if isinstance(value, Tensor) else value
     optimizer.load_state_dict(state)
     for index, saved in state.get("state", {}).items():
@@ -318,25 +324,37 @@ def latest_checkpoint(folder: Path) -> Path | None:
     pointer = folder / "latest"
     if not pointer.exists():
         return None
-    found = folder / pointer.read_text().strip()
-    if not (found / "state.json").is_file():
+    name = pointer.read_bytes().decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"step-[0-9]{8,}", name) or not (folder / name / "state.json").is_file():
         raise SightRLError(
-            f"{pointer} names {found.name}, which is missing; write another step-... folder into it."
+            f"{pointer} names {name[:80]!r}, which is no checkpoint beside it; write another step-... folder into it."
         )
-    return found
+    return folder / name
+
+
+@contextmanager
+def damage_errors(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong while a checkpoint is read back as one sentence (SightRLError): its files may be cut short,
+    written by something else, or changed by hand."""
+    try:
+        yield
+    except SightRLError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"[:200].rstrip(".")
+        raise SightRLError(
+            f"{folder} cannot be read ({problem}); name an older step-... folder in {folder.parent / 'latest'}."
+        ) from error
 
 
 def load_checkpoint(folder: Path, model: nn.Module | None, optimizer: Any) -> dict:
     """Load model and optimiser in place and return the `state` given to `save_checkpoint`."""
-    try:
+    with damage_errors(folder):
         packed = json.loads((folder / "state.json").read_text())
         tensors = {n: load_file(folder / f"{n}.safetensors") for n in ("model", "optimizer", "state")}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SightRLError(
-            f"{folder} cannot be read ({error}); name an older step-... folder in {folder.parent / 'latest'}."
-        ) from error
-    if model is not None:
-        load_model_state(model, tensors["model"], folder)
-    if optimizer is not None:
-        load_optimizer_state(optimizer, unpack_state(packed["optimizer"], tensors["optimizer"]))
-    return unpack_state(packed["state"], tensors["state"])
+        state = unpack_state(packed["state"], tensors["state"])
+        if model is not None:
+            load_model_state(model, tensors["model"], folder)
+        if optimizer is not None:
+            load_optimizer_state(optimizer, unpack_state(packed["optimizer"], tensors["optimizer"]))
+        return state

@@ -9,7 +9,6 @@ is escaped.
 
 import base64
 import hashlib
-import html
 import io
 import json
 import re
@@ -22,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from common import charts
+from common.charts import text
 from common.checkpoint import write_file
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, gap_change
@@ -115,14 +115,6 @@ def page(title: str, body: str) -> str:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def text(value: Any) -> str:
-    """Hostile text as HTML: escaped, control and direction-changing characters shown as U+FFFD."""
-    return html.escape(_UNSAFE.sub("\ufffd", str(value)))
-
-
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _json(path: Path) -> dict:

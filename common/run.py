@@ -57,7 +57,7 @@ from rich.text import Text
 
 from common import checkpoint as checkpoints
 from common import distributed, errors
-from common.errors import SightRLError
+from common.errors import SightRLError, printable
 from common.sharding import gather_weights
 
 try:
@@ -69,7 +69,7 @@ except (
     fcntl = resource = None
 
 # Options that may change between two sittings of one run. Any other would make the resumed run another run.
-MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints",
+MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints", "allow_outside",
                         "device", "dry_run", "gpus", "steps", "max_minutes", "budget_tokens"])  # fmt: skip
 LIBRARIES = ("torch", "transformers", "safetensors", "peft", "numpy", "pillow")
 SKIPS = 3  # steps in a row without an update for NaN or infinity that stop a run
@@ -122,8 +122,8 @@ class Run:
     def _write_description(self) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         if self.resumed:
-            about = json.loads((self.folder / "run.json").read_text())
-            about["resumed"].append(now)
+            about = _read_object(self.folder, "run.json")
+            about["resumed"] = [*(about.get("resumed") or []), now]
             about["total_steps"] = self.total_steps
         else:
             about = {"method": self.method, "command": _command(), **git_state(), "total_steps": self.total_steps}
@@ -310,8 +310,9 @@ class Run:
         if found is not None:
             state = checkpoints.load_checkpoint(found, getattr(vlm, "model", None), optimizer)
             gather_weights(getattr(vlm, "shards", ()))
-            self._restore(state, stateful, found)
-            first, positions = state["step"] + 1, state["positions"]
+            with checkpoints.damage_errors(found):
+                self._restore(state, stateful, found)
+                first, positions = state["step"] + 1, dict(state["positions"])
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
@@ -324,7 +325,8 @@ class Run:
         with self._disk(""):
             for name in ("metrics.jsonl", "rollouts.jsonl"):
                 self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
-                self._files[name].truncate(positions.get(name, 0))
+                length = os.path.getsize(self.folder / name)
+                self._files[name].truncate(min(length, positions.get(name, 0)))  # never longer than it is
                 self._files[name].seek(0, os.SEEK_END)  # else tell() would still give the old length
             checkpoints.remove_leftovers(self.folder / "checkpoints")
             if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
@@ -336,6 +338,9 @@ class Run:
             raise SightRLError(
                 f"{found} keeps the state of {sorted(state['stateful'])}, this script of {sorted(stateful)}."
             )
+        numbers = [state["step"], *state["positions"].values()]
+        if any(type(n) is not int or not 0 <= n < 2**53 for n in numbers) or not math.isfinite(state["elapsed"]):
+            raise ValueError("its step, positions or seconds are no possible numbers")
         for name, item in stateful.items():
             item.load_state_dict(state["stateful"][name])
         self.step, self._elapsed = state["step"], state["elapsed"]
@@ -390,7 +395,7 @@ class Run:
         if self._display is not None:
             self._display.say(text)
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def close(self) -> None:
         """Stop the display, give the signals back, close the files. Safe to call more than once."""
@@ -483,12 +488,15 @@ def _never_started(folder: Path) -> bool:
 
 
 def _read_config(folder: Path) -> dict:
+    return _read_object(folder, "config.json")
+
+
+def _read_object(folder: Path, name: str) -> dict:
+    """What a run wrote about itself. Raises SightRLError for a file that is missing or damaged."""
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise SightRLError(
-            f"--resume {folder}: no run folder there (config.json is missing or damaged)."
-        ) from error
+        return dict(json.loads((folder / name).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SightRLError(f"--resume {folder}: no run folder there ({name} is missing or damaged).") from error
 
 
 def _check_same_options(folder: Path, args: Any) -> None:
@@ -498,10 +506,10 @@ def _check_same_options(folder: Path, args: Any) -> None:
     ]
     if differing:
         started = "; ".join(f"{n} was {saved.get(n)!r}, now {given.get(n)!r}" for n in differing[:3])
-        about = json.loads((folder / "run.json").read_text())
+        about = _read_object(folder, "run.json")
         raise SightRLError(
             f"--resume {folder}: other options than at the start ({started}); continue with: "
-            f"{about['command']} --resume {shlex.quote(str(folder))}"
+            f"{about.get('command')} --resume {shlex.quote(str(folder))}"
         )
 
 
@@ -509,9 +517,12 @@ def _newest_unfinished(out: Path, method: str, config: dict) -> Path | None:
     def fits(folder: Path) -> bool:
         if (folder / "summary.json").exists() or not (folder / "run.json").exists():
             return False
-        saved = _read_config(folder)
+        try:
+            saved, about = _read_config(folder), _read_object(folder, "run.json")
+        except SightRLError:  # a damaged folder, or one of another program
+            return False
         same = all(saved.get(n) == config.get(n) for n in set(saved) | set(config) if n not in MAY_DIFFER)
-        return same and json.loads((folder / "run.json").read_text())["method"] == method
+        return same and about.get("method") == method
 
     folders = sorted(out.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path.parent for path in folders if fits(path.parent)), None)
@@ -737,9 +748,9 @@ class _Display:
 
     def say(self, text: str) -> None:
         if self.live is not None:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(printable(text), markup=False, emoji=False, highlight=False)
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def close(self) -> None:
         if self.live is not None:

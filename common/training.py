@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common import distributed
 from common.args import CommonArgs
-from common.data import Sample, Stream, open_dataset
+from common.data import Dataset, Sample, Stream, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
 from common.grpo import has_spread
@@ -58,8 +58,13 @@ def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
 
 def load_stream(args: CommonArgs) -> Stream:
     """The training questions of the options, endless and reshuffled every epoch."""
-    options = {"bad_rows": args.bad_rows, "columns": args.columns, "tasks": args.tasks, "limit": args.limit}
-    return Stream(open_dataset(args.data, "train", seed=args.seed, **options), seed=args.seed)
+    return Stream(opened(args, "train", args.seed, args.limit), seed=args.seed)
+
+
+def opened(args: CommonArgs, split: str, seed: int, limit: int | None = None) -> Dataset:
+    """One split of the data of the options."""
+    return open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, tasks=args.tasks, seed=seed,
+                        limit=limit, allow_outside=args.allow_outside)  # fmt: skip
 
 
 class Budget:
@@ -269,8 +274,7 @@ def held_out(args: CommonArgs) -> dict[str, list[Sample]]:
 
 
 def questions(args: CommonArgs, split: str) -> list[Sample]:
-    data = open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, tasks=args.tasks, seed=0)
-    return data.take(args.eval_questions)
+    return opened(args, split, seed=0).take(args.eval_questions)
 
 
 def ask(vlm: VLM, args: CommonArgs, samples: dict[str, list[Sample]], k: int, max_new_tokens: int, temperature: float,

@@ -10,11 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from escape import code, markdown
+
 if TYPE_CHECKING:
     from common.evaluation import Evaluation
 
 K, LIMIT, MAX_NEW_TOKENS, TEMPERATURE = 8, 96, 80, 1.0  # where the user says nothing
-NAMES = ("model", "columns", "tasks", "min_pixels", "max_pixels", "dtype", "device", "bad_rows")
+NAMES = ("model", "columns", "tasks", "min_pixels", "max_pixels", "dtype", "device", "bad_rows",
+         "allow_outside")  # fmt: skip
 
 
 def ask_held_out(args: Any, vlm: Any, data: str) -> None:
@@ -37,7 +40,7 @@ def ask_held_out(args: Any, vlm: Any, data: str) -> None:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     evaluation.save(folder / "eval.json")
-    text = f"`{args.model}` on `{data}`\n\n{table(evaluation)}\n"
+    text = f"{code(args.model)} on {code(data)}\n\n{table(evaluation)}\n"
     write_file(folder / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     print(f"{text}\n{folder / 'eval.json'}\n{folder / 'table.md'}")
 
@@ -48,12 +51,13 @@ def table(evaluation: Evaluation) -> str:
     for name in whole["splits"]:
         part = [record for record in evaluation.records if record["split"] == name]
         splits[name] = type(evaluation)(part, evaluation.k).summary()
-    lines = [f"| | {' | '.join(splits)} | all | pass@{evaluation.k} |", f"|---|{'---:|' * (len(splits) + 2)}"]
+    head = " | ".join(map(markdown, splits))
+    lines = [f"| | {head} | all | pass@{evaluation.k} |", f"|---|{'---:|' * (len(splits) + 2)}"]
     for task, row in [*whole["tasks"].items(), ("all", whole["overall"])]:
         parts = splits.values()
         found = [part["tasks"].get(task) if task in whole["tasks"] else part["overall"] for part in parts]
         cells = [accuracy(stats) if stats else "" for stats in [*found, row]]
-        lines.append(f"| {task} | {' | '.join(cells)} | {row['pass@k']:.3f} |")
+        lines.append(f"| {markdown(task)} | {' | '.join(cells)} | {row['pass@k']:.3f} |")
     count, cut = whole["overall"]["questions"], whole["overall"]["truncated"]
     lines += ["", f"{count} questions, mean of {evaluation.k} answers each, 95 % intervals over questions; "
               f"{cut:.1%} of the answers were cut off."]  # fmt: skip
