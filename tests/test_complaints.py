@@ -137,7 +137,7 @@ def test_02_placeholders_are_never_sampled_nor_looked_for_in_answers():
     all_ids = torch.arange(len(vlm.head_weight))
     state = hidden[-1:].expand(len(all_ids), -1).contiguous()
     chances = logprob.token_logps(state, vlm.head_weight, all_ids, vlm.banned_ids)[0].exp()
-    assert float(chances.sum()) == pytest.approx(1.0, abs=1e-5) and not chances[vlm.banned_ids].any()
+    assert float(chances.detach().sum()) == pytest.approx(1.0, abs=1e-5) and not chances[vlm.banned_ids].any()
     tokens, mask = random_responses(vlm, [5, 5, 5])
     tokens[:, 1] = vlm.image_token_id
     logps, _ = response_logps(vlm, prompts, tokens, mask)  # no mismatch of tokens and features
@@ -750,7 +750,8 @@ def test_15_what_explains_a_plateau_is_written_down(tmp_path, monkeypatch):
     """Complaint 15, answers shrink and rewards stay (VLM-R1#280): the averaging stands in config.json; lengths by right
     and wrong, entropy and clipped shares in every line of the metrics."""
     monkeypatch.setattr("common.rewards.accuracy", coin)
-    folder = train(tmp_path, steps=2, loss_mean="sequence_mean", mini_batch_prompts=1, clip_low=1e-4, clip_high=1e-4)
+    folder = train(tmp_path, steps=2, group_size=8, loss_mean="sequence_mean", mini_batch_prompts=1, clip_low=1e-4,
+                   clip_high=1e-4)  # fmt: skip
     assert json.loads((folder / "config.json").read_text())["loss_mean"] == "sequence_mean"
     for row in metrics(folder):
         names = ("length", "length/correct", "length/wrong", "entropy", "clip/low", "clip/high", "truncated",
@@ -811,10 +812,10 @@ def test_quoted_errors_exist_in_the_code():
     texts = texts_in_the_code()
     assert len(quoted_errors()) >= 40
     for quoted in quoted_errors():
-        parts = [part.strip() for part in quoted.split("…") if len(part.strip()) > 3]
-        assert parts and max(map(len, parts)) >= 10, quoted
-        for part in parts:
-            assert any(part in text for text in texts), f"docs/faq.md quotes {part!r}, which the program never says"
+        parts = [part for part in quoted.split("…") if part.strip(" .:;,()")]
+        assert sum(map(len, parts)) >= 12, f"{quoted!r} says too little to be found"
+        form = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+        assert any(form.search(text) for text in texts), f"docs/faq.md quotes {quoted!r}, which the program never says"
 
 
 def test_complaints_on_the_page_name_tests_that_exist():
