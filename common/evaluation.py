@@ -136,6 +136,8 @@ def _record(split: str, sample: Any, texts: list[str], score: Callable, habit: C
         "question": sample.question,
         "answer": sample.answer,
     }
+    if getattr(sample, "frame", None):  # of the boxes in answer and responses
+        record["frame"] = list(sample.frame)
     record |= {"responses": list(texts), "scores": [float(score(text, sample)) for text in texts]}
     record["states"] = [parse_state(text) for text in texts]
     if habit is not None:

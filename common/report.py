@@ -56,8 +56,9 @@ CURVES = [
     ("Sampled against recomputed", {"logp_mismatch": ("", "s0")},
      "Largest |log-probability difference| between sampler and trainer: the health of the engine.", True),
     ("KL to the reference", {"kl": ("", "s0")}, "Nats per token.", True),
-    ("Cut off and unreadable",
-     {"truncated": ("hit the length limit", "s1"), "no_answer": ("no answer found", "s4")},
+    ("Cut off, unreadable, wrong",
+     {"truncated": ("hit the length limit", "s1"), "no_answer": ("no answer found", "s4"),
+      "wrong_answer": ("wrong answer", "s0")},
      "Shares of responses.", True),
     ("Speed", {"tokens_per_second": ("", "s0")}, "Sampled tokens per second of the whole step.", True),
 ]  # fmt: skip

@@ -73,6 +73,7 @@ MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every"
                         "device", "dry_run", "gpus", "steps", "max_minutes", "budget_tokens"])  # fmt: skip
 LIBRARIES = ("torch", "transformers", "safetensors", "peft", "numpy", "pillow")
 SKIPS = 3  # steps in a row without an update for NaN or infinity that stop a run
+MOSTLY = 0.5  # share of answers without an end and without an answer from which on the user is told
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in so many seconds
 
 
@@ -169,6 +170,11 @@ class Run:
         for name in [n for n, value in record.items() if value is None and n not in self._reported]:
             self.say(f"warning: step {step}: {name} is not a finite number (written as null)")
             self._reported.add(name)
+        unread = min(record.get(name) or 0 for name in ("truncated", "no_answer"))
+        if unread > MOSTLY and "truncated" not in self._reported:
+            fix = "raise --max-new-tokens, or ask for shorter answers with --prompt"
+            self.say(f"warning: step {step}: {unread:.0%} of the answers were cut off before they ended; {fix}")
+            self._reported.add("truncated")
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in record.items() if value is not None}, step=step)
         self._count(step, record)

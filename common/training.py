@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common import distributed
 from common.args import CommonArgs
+from common.box_frame import put_in_frame
 from common.data import Dataset, Sample, Stream, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
@@ -31,8 +32,10 @@ WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribu
 
 
 def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
-    """The sample's question in the template, with its images."""
-    return vlm.prompt(template.replace("{question}", sample.question), sample.load_images())
+    """The sample's question in the template, with its images; its boxes are put into the model's frame."""
+    images = sample.load_images()
+    put_in_frame(sample, vlm, images)
+    return vlm.prompt(template.replace("{question}", sample.question), images)
 
 
 def make_text_prompt(vlm: VLM, template: str, **fields: str) -> Prompt:
@@ -172,8 +175,8 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
 
     right: float [N], graded 0/1; terms: reward term -> float [N]; row n belongs to samples[n // G]. Returned
     names: tokens and prompts (counts); reward/mean and reward/<term> (means over responses); accuracy;
-    length, length/correct, length/wrong (tokens); truncated (no end of sequence) and no_answer (nothing
-    readable), shares of responses; habit/<name>, shares of responses, only for the micro-world;
+    length, length/correct, length/wrong (tokens); truncated (no end of sequence), no_answer (nothing readable) and
+    wrong_answer (readable, not right), shares of responses; habit/<name>, as many, only for the micro-world;
     groups/zero_spread, share of groups whose rewards are all equal (without it: groups of one).
     """
     averages, lengths, rewards = Averages(), batch.mask.sum(dim=1), sum(terms.values())  # [N] each
@@ -186,7 +189,9 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
         if rows.any():
             averages.add(f"length/{name}", lengths, rows)
     averages.add("truncated", batch.truncated)
-    averages.add("no_answer", torch.tensor([parse_state(text) != "ok" for text in batch.texts]))
+    unreadable = torch.tensor([parse_state(text) != "ok" for text in batch.texts])
+    averages.add("no_answer", unreadable)
+    averages.add("wrong_answer", ~unreadable & (right.cpu() <= 0.5))
     if batch.group_size > 1:
         averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
     if "things" in samples[0].meta:  # the micro-world knows how every answer was reached

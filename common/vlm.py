@@ -328,10 +328,23 @@ class VLM:
         return [master(p) for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor."""
+        """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor.
+
+        The processor keeps the pixel limits of this model, so that whoever loads it shows it pictures of these sizes.
+        """
+        self.image_processor.size = {"shortest_edge": self.pixels.min_pixels, "longest_edge": self.pixels.max_pixels}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of a response to learn, with the end-of-sequence token. Raises SightRLError for a text with a token
+        that is never sampled: its probability is 0, and learning it would break the weights."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if banned := set(self.banned_ids.tolist()).intersection(ids):
+            token = self.token_strings([min(banned)])[0]
+            raise SightRLError(f"the response to learn {text[:60]!r} holds {token}, a mark of pictures; remove it")
+        return [*ids, self.eos_ids[0]]
 
     def decode(self, ids: Tensor | list[int]) -> str:
         """Text without special tokens."""

@@ -25,7 +25,9 @@ def ask_held_out(args: Any, vlm: Any, data: str) -> None:
     from common.args import PROMPT, CommonArgs
     from common.checkpoint import disk_errors, write_file
     from common.distributed import is_main
+    from common.run import git_state
     from common.training import ask, held_out
+    from summary import versions
 
     prompt = args.prompt or PROMPT
     common = {name: getattr(args, name) for name in NAMES} | {"prompt": prompt}
@@ -34,7 +36,9 @@ def ask_held_out(args: Any, vlm: Any, data: str) -> None:
     evaluation = ask(vlm, options, held_out(options), args.k or K, args.max_new_tokens or MAX_NEW_TOKENS, temperature)
     if not is_main():
         return
-    evaluation.settings |= {"model": args.model, "benchmark": data, "prompt": prompt}
+    evaluation.settings |= {"model": args.model, "benchmark": data, "prompt": prompt, "versions": versions(),
+                            "min_pixels": vlm.min_pixels, "max_pixels": vlm.max_pixels,
+                            "dtype": str(vlm.dtype).removeprefix("torch."), **git_state()}  # fmt: skip
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{args.model}-{data}").strip("-.")[-80:]
     folder = Path(args.out) / f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     with disk_errors(folder):

@@ -185,11 +185,8 @@ def read_question(row: dict[str, Any], images: int, options: Options, where: str
     if len(question) > LONGEST:
         problem = f"{where}: the question has {len(question):,} characters and the limit is {LONGEST:,}"
         raise bad_row(problem, "shorten it")
-    if special := SPECIAL_TOKEN.search(question):
-        raise bad_row(
-            f"{where}: the question holds {special.group()}, which the model reads as a command",
-            "remove it (pictures are marked <image>)",
-        )
+    no_special_token("question", question, where)
+    no_special_token("answer", answer, where)
     marks = question.count("<image>")
     if marks not in (0, images):
         raise bad_row(f"{where} has {marks} <image> marks but {images} pictures", "make the numbers equal")
@@ -199,6 +196,26 @@ def read_question(row: dict[str, Any], images: int, options: Options, where: str
 def whole_characters(text: str) -> str:
     r"""The text with lone surrogates, which no tokenizer takes, as U+FFFD; JSON can hold them as \ud800."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def no_special_token(what: str, text: str, where: str) -> None:
+    """Raises SightRLError for a text with a token of the model's own in it, e.g. a picture that is not there."""
+    if special := SPECIAL_TOKEN.search(text):
+        raise bad_row(
+            f"{where}: the {what} holds {special.group()}, which the model reads as a command",
+            "remove it (pictures are marked <image>)",
+        )
+
+
+def read_frame(row: dict[str, Any], where: str) -> tuple[float, float] | None:
+    """Width and height in the column box_frame, None without. Raises SightRLError."""
+    frame = row.get("box_frame")
+    if frame is None:
+        return None
+    numbers = frame if isinstance(frame, (list, tuple)) else ()
+    if len(numbers) != 2 or not all(isinstance(v, (int, float)) and 0 < v < 1e7 for v in numbers):
+        raise bad_row(f"{where} has the box_frame {shown(frame)!r}", "write [width, height], such as [1000, 1000]")
+    return float(numbers[0]), float(numbers[1])
 
 
 def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: str, task: str) -> Sample:
@@ -222,8 +239,9 @@ def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: 
     meta["choices"] = choices
     if response := column(row, "response", options, where):
         meta["response"] = str(response)
+        no_special_token("response", str(response), where)
     task = str(column(row, "task", options, where) or task)
-    return Sample(row_id, question, answer, task, images, kind, meta, where)
+    return Sample(row_id, question, answer, task, images, kind, meta, where, read_frame(row, where))
 
 
 # ------------------------------------------------------------------------------------------------- JSON lines
@@ -233,7 +251,7 @@ def read_jsonl(place: str, options: Options) -> tuple[list[Sample], list[str]]:
     Records as VLM-R1, R1-V, EasyR1, TRL, ms-swift and LLaMA-Factory write them; a .json file with one list
     will do. A folder with train.jsonl and val.jsonl or test.jsonl has official splits; a single file is cut
     by the names of its pictures (by the question where there is none), rows that share a picture staying
-    together.
+    together. Boxes are in pixels of the original picture unless the column box_frame says otherwise: [1000, 1000].
     """
     path, image_dir = split_place(place)
     files = (
