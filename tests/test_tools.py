@@ -432,7 +432,8 @@ def test_a_picture_is_cropped(way):
 def test_a_plot_is_drawn(way):
     code = "import matplotlib.pyplot as plt; plt.plot([1, 3, 2]); plt.title('$x^2$'); plt.savefig('plot.png')"
     result = run(code + "; exit()", seconds=600, disk_mb=64)
-    assert result.ok and tools.open_picture(result.files["plot.png"]).size == (640, 480), result
+    assert result.ok and list(result.files) == ["plot.png"] and not result.stderr, result
+    assert tools.open_picture(result.files["plot.png"]).size == (640, 480)
 
 
 FAKE = 'ready\n{"stopped": "", "status": 0, "texts": [5, 0], "files": [["x", 3]]}\nright'
