@@ -108,7 +108,7 @@ def test_struck_and_resumed_equals_uninterrupted(moment, whole, out, tmp_path):
     kind, method, chance = KINDS[moment % len(KINDS)], NAMES[moment % len(NAMES)], random.Random(f"{SEED} {moment}")
     reference, seconds = whole(method)
     place, disk = out
-    in_checkpoint, part = chance.random() < 0.4, chance.random()
+    in_checkpoint, part = chance.random() < 0.4, chance.random() ** 2  # most of the time is after training
     for attempt in range(6):
         options = options_of(method, place, f"struck{attempt}")
         setup = partial(jumping_clock, 7.0) if kind == "clock" else slow_disk if in_checkpoint else None
