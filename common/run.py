@@ -336,8 +336,8 @@ class Run:
                 self._files[name].seek(0, os.SEEK_END)  # else tell() would still give the old length
             checkpoints.remove_leftovers(self.folder / "checkpoints")
             if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
-                for name in ("summary.json", "eval_after.json", "own_after.json"):
-                    (self.folder / name).unlink(missing_ok=True)
+                for path in (self.folder / "summary.json", *self.folder.glob("*_after.json")):
+                    path.unlink(missing_ok=True)
 
     def _restore(self, state: dict, stateful: dict[str, Any], found: Path) -> None:
         if set(stateful) != set(state["stateful"]):
@@ -422,12 +422,19 @@ class Run:
             self._lock = None
         atexit.unregister(self.close)
 
+    def training_ended(self) -> None:
+        """From now on a signal stops at once, also one that came after the loop had last looked."""
+        self._all_saved = True
+        if self._signal:
+            self._on_signal(self._signal, None)
+
     def finish(self, summary: dict) -> None:
         """Write the final model, summary.json and report.html and tell where they are; a stopped run only
         closes, and so does a process other than 0."""
         if self.stop_requested or not distributed.is_main():
             self.close()
             return
+        self.training_ended()
         seconds = self._elapsed + time.perf_counter() - self._opened
         if self._display is not None:
             self._display.close()

@@ -306,6 +306,8 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
     top-p, as the papers evaluate.
     """
     path = run.folder / f"{kind}_{name}.json"
+    if name == "after":
+        run.training_ended()
     if not args.eval_questions:
         return None
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already

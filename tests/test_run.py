@@ -387,6 +387,22 @@ def test_first_signal_finishes_the_step_and_saves(tmp_path, capsys, number):
     assert checkpoints.latest_checkpoint(run.folder / "checkpoints").name == "step-00000000"
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, capfd):
+    """The loop does not look again after it; the evaluation that follows may take hours."""
+    run = Run(Args(out=str(tmp_path), run_name="s"), "toy", 1)
+    vlm, stream = ToyVLM(), Stream(0)
+    run.resume(vlm, None, stream=stream)
+    run.log(0, {"loss": 1.0})
+    assert run.checkpoint_due(0)
+    os.kill(os.getpid(), signal.SIGINT)
+    run.checkpoint(0, vlm, None, stream=stream)
+    assert not run.stop_requested
+    with pytest.raises(KeyboardInterrupt):
+        run.training_ended()
+    assert "Stopped; continue with: python" in capfd.readouterr().err
+    run.close()
+
+
 # ---------------------------------------------------------------- disks that say no
 
 

@@ -68,7 +68,8 @@ def strike(kind: str, child: Child, disk: Disk | None) -> None:
         assert child.wait() == -signal.SIGKILL
     elif kind == "terminate":
         os.kill(child.pid, signal.SIGTERM)
-        assert child.wait() == -signal.SIGTERM or "Stopped after step" in child.said(), child.said()
+        finished = (child.folder / "model").exists()  # there was nothing left but the report
+        assert child.wait() == -signal.SIGTERM or "Stopped after step" in child.said() or finished, child.said()
     elif kind == "memory":
         no_more_memory(child)
         child.wait()
@@ -107,7 +108,7 @@ def test_struck_and_resumed_equals_uninterrupted(moment, whole, out, tmp_path):
     kind, method, chance = KINDS[moment % len(KINDS)], NAMES[moment % len(NAMES)], random.Random(f"{SEED} {moment}")
     reference, seconds = whole(method)
     place, disk = out
-    in_checkpoint, part = chance.random() < 0.4, chance.random()
+    in_checkpoint, part = chance.random() < 0.4, chance.random() ** 2  # most of the time is after training
     for attempt in range(6):
         options = options_of(method, place, f"struck{attempt}")
         setup = partial(jumping_clock, 7.0) if kind == "clock" else slow_disk if in_checkpoint else None
@@ -119,7 +120,8 @@ def test_struck_and_resumed_equals_uninterrupted(moment, whole, out, tmp_path):
     else:
         pytest.fail("six runs ended before the moment came")
     strike(kind, child, disk)
-    print(f"{kind} in {method}, {part:.0%} of its time, {where(child.folder)}")
+    last_words = (child.said().splitlines() or [""])[-1][:160]
+    print(f"{kind} in {method}, {part:.0%} of its time, {where(child.folder)}: {last_words}")
     options["resume"] = resumable(child.folder)
     if kind == "read_only":
         refuses_a_read_only_folder(method, options, disk, tmp_path / "read_only.log")
