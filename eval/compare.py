@@ -373,11 +373,12 @@ def main(args: Args) -> None:
     result = summarise(outcomes, claim(entries[0].method))
     default = "overview" if is_overview(args) else entries[0].folder.name.rpartition("-")[0]
     folder, name = Path(args.results), args.name or default
-    folder.mkdir(parents=True, exist_ok=True)
+    page = Path(args.out) / f"{name}.html"
+    for file in (folder / name, page):  # a name may have folders
+        file.parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)
     draw, write = (overview.plot, overview.markdown) if is_overview(args) else (plot, markdown)
     draw(result, folder / f"{name}.png")
-    page = Path(args.out) / f"{name}.html"
     write_page(result, outcomes, page)
     print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
 

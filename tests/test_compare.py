@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +334,8 @@ def test_the_page_has_every_run_s_curve_and_lets_nothing_in(methods, tmp_path):
     assert re.findall("<figcaption><b>(.*?)</b>", accuracy) == labels
     assert accuracy.count('<polyline class="line s0"') == 1 + 2  # the mean, and a line per seed
     assert "<script" not in page and "Content-Security-Policy" in page and "0.250 → 0.905" in page
+    compare.main(replace(settings("vppo", "grpo"), name="tried/one"))
+    assert (tmp_path / "results/tried/one.json").is_file() and (tmp_path / "runs/compare/tried/one.html").is_file()
 
 
 def test_reaching_a_level():
