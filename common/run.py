@@ -173,7 +173,7 @@ class Run:
         unread = min(record.get(name) or 0 for name in ("truncated", "no_answer"))
         if unread > MOSTLY and "truncated" not in self._reported:
             fix = "raise --max-new-tokens, or ask for shorter answers with --prompt"
-            self.say(f"warning: step {step}: {unread:.0%} of the answers were cut off before they ended; {fix}")
+            self.say(f"warning: step {step + 1}: {unread:.0%} of the answers were cut off before they ended; {fix}")
             self._reported.add("truncated")
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in record.items() if value is not None}, step=step)

@@ -22,7 +22,7 @@ import megabench_parse
 from benchmark import Benchmark, Result, Row
 from benchmarks import detection as detection_bench
 from benchmarks import vicrit as vicrit_bench
-from common import captions, corrupt, detection, facts, maths, overlap, puzzles, rewards, training
+from common import box_frame, captions, corrupt, detection, facts, maths, overlap, puzzles, rewards, training
 from common.data import Sample
 from common.errors import printable
 from common.judge import harmless
@@ -72,6 +72,7 @@ def grader(grade: Callable[[str, Sample], object], sample: Sample, text: str) ->
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "last_boxed": rewards.last_boxed,
+    "box_frame": lambda text: box_frame.convert(text, (640, 480), (1000, 1000)),
     "block": lambda text: rewards.block(text, "answer"),
     "squeeze_tags": rewards.squeeze_tags,
     "has_format": rewards.has_format,

@@ -112,6 +112,8 @@ TRUSTED = {  # functions of such a parameter whose text no model writes
     "common/data.py:parse_columns": "an option", "common/data.py:parse_tasks": "an option",
     "common/readers/boxes.py:clean_label": "data, see test_datasets.py", "eval/rows.py:from_base64": "data",
     "common/readers/tables.py:whole_characters": "data, see test_datasets.py",
+    "common/readers/tables.py:no_special_token": "data, see test_datasets.py",
+    "common/sandbox.py:complain": "a message",
     "common/world/taught.py:compared": "lessons made here", "eval/bench_step.py:write": "a table made here",
 }  # fmt: skip
 
