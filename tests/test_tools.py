@@ -36,6 +36,8 @@ IS_ROOT = os.geteuid() == 0
 
 def ways() -> dict[str, str]:
     """Way to make a sandbox -> "" if it works here, else why not."""
+    if platform.system() != "Linux" or platform.machine() not in sandbox.MACHINES:
+        return dict.fromkeys(("bwrap", "namespaces"), "the sandbox is made for Linux")
     found = {}
     for way in ("bwrap", "namespaces"):
         try:
