@@ -11,7 +11,9 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from common.errors import SightRLError, stop
 
 PROMPT = "{question}\nThink inside <think> </think>, then give the final answer in \\boxed{}."
 
@@ -48,6 +50,8 @@ class CommonArgs:
     """Names of your columns if they differ from question, answer, images: "question=problem,answer=label"."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be read: stop with its number, or skip and count it."""
+    allow_outside: bool = False
+    """Let rows name pictures outside the folder of the data, also through links; off, such a row cannot be used."""
     tasks: str = ""
     """Use only these kinds of questions, e.g. count,locate; default: all the data has."""
     limit: int | None = None
@@ -108,9 +112,40 @@ def parse_args(cls: type[A], doc: str, argv: list[str] | None = None, **choices:
     defaults = chosen_defaults(cls, argv, choices)
     saved = Path(typed(argv, "resume") or "auto") / "config.json"
     if saved.is_file():
-        known = {f.name for f in dataclasses.fields(cls)}
-        defaults |= {k: v for k, v in json.loads(saved.read_text()).items() if k in known}
+        try:
+            defaults |= saved_options(cls, saved)
+        except SightRLError as error:
+            stop(error)
     return tyro.cli(cls, args=argv, default=cls(**defaults), description=doc)
+
+
+def saved_options(cls: type, path: Path) -> dict[str, Any]:
+    """The options that a run wrote to a JSON file, those that cls has. Raises SightRLError for a damaged file and for a
+    value that is no possible one of its option."""
+    try:
+        saved = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        problem = f"no run is there ({path.name} is missing or damaged)"
+        raise SightRLError(f"--resume {path.parent}: {problem}; give the folder of a run.") from None
+    kinds = get_type_hints(cls)
+    saved = {name: saved[name] for name in kinds if name in saved}
+    for name, value in saved.items():
+        if not fits(value, kinds[name]):
+            problem = f"{path.name} has {name} = {str(value)[:60]!r}, which that option cannot be"
+            raise SightRLError(f"--resume {path.parent}: {problem}; correct it, or give the folder of another run.")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON can be an option of this type."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in parts
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    if parts:  # a union
+        return any(fits(value, part) for part in parts)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def chosen_defaults(cls: type, argv: list[str], choices: dict[str, dict[str, dict]]) -> dict:

@@ -8,6 +8,9 @@ text keeps its size.
 import html
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from common.errors import printable
 
 WIDTH, HEIGHT = 340, 176  # of a curve, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20  # margins inside it
@@ -28,6 +31,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1000:
         return f"{math.floor(value):,}"
     return f"{value:.{digits}g}"
+
+
+def text(value: Any) -> str:
+    """Hostile text as HTML: escaped, control and direction-changing characters shown as U+FFFD."""
+    return html.escape(printable(str(value)))
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -97,11 +105,11 @@ def curves(title: str, series: list[Series], note: str = "", shown: Sequence[flo
     single = len(drawn) == 1
     latest = number(smooth(drawn[0][3])[-1]) if single else ""
     legend = "" if single else legend_of([(label, kind) for label, kind, _, _ in drawn if label])
-    name = html.escape(title)
+    name = text(title)
     return (
         f'<figure class="chart"><figcaption><b>{name}</b><span>{latest}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name} over training">{body}</svg>'
-        + legend + (f'<p class="note">{html.escape(note)}</p>' if note else "") + "</figure>"
+        + legend + (f'<p class="note">{text(note)}</p>' if note else "") + "</figure>"
     )  # fmt: skip
 
 
@@ -123,7 +131,7 @@ def _axes(marks: list[float], first: float, last: float, at: Callable[[float, fl
 def legend_of(items: list[tuple[str, str]]) -> str:
     """A line of colour swatches; items are (label, class)."""
     parts = (
-        f'<span class="key"><i class="swatch {kind}"></i>{html.escape(label)}</span>' for label, kind in items
+        f'<span class="key"><i class="swatch {kind}"></i>{text(label)}</span>' for label, kind in items
     )
     return f'<div class="legend">{"".join(parts)}</div>'
 
@@ -174,7 +182,7 @@ def shares(parts: list[tuple[str, str, float]], height: int = 26) -> str:
     for label, kind, share in parts:
         x, words = _percent(start), f"{label}: {100 * share:.1f} %"
         body += f'<rect class="{kind}" x="{x}" width="{_percent(share)}" y="0" height="{height}">'
-        body += f"<title>{html.escape(words)}</title></rect>"
+        body += f"<title>{text(words)}</title></rect>"
         if share > 0.07:
             middle = _percent(start + share / 2)
             body += f'<text class="on-{kind}" x="{middle}" y="{height / 2 + 4}" text-anchor="middle">'

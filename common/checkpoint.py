@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,24 +34,27 @@ TEMPORARY = ".tmp-"  # prefix of half-written files and folders; removed when th
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, need: int = 1 << 20) -> Iterator[None]:
     """Turn a failed write or read below `path` into one sentence that names the folder and the fix
-    (SightRLError)."""
+    (SightRLError). need: bytes to be written, for a full disk."""
     try:
         yield
     except OSError as error:
-        raise SightRLError(_disk_sentence(path, error.errno, error.strerror or str(error))) from error
-    except SafetensorError as error:  # carries the system's error number only in its text
+        raise SightRLError(_disk_sentence(path, error.errno, error.strerror or str(error), need)) from error
+    except SightRLError:
+        raise
+    except Exception as error:  # safetensors and tokenizers give the system's error number in their text alone
         number = next((n for n in _FIXES if f"(os error {n})" in str(error)), None)
-        raise SightRLError(_disk_sentence(path, number, str(error))) from error
+        if number is None and not isinstance(error, SafetensorError):
+            raise
+        raise SightRLError(_disk_sentence(path, number, str(error), need)) from error
 
 
-_FULL = "the disk is full; free some space"
 _DENIED = "writing there is not allowed; give a writable folder with --out, or change its permissions"
 _FIXES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: "the disk quota is used up; free some space",
-    errno.EFBIG: "the file is larger than this file system or this user's limit allows",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than this file system or this user's limit (ulimit -f) allows; raise it",
     errno.EROFS: "the file system is read-only; give a writable folder with --out",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -59,8 +63,13 @@ _FIXES = {
 }
 
 
-def _disk_sentence(path: Path, number: int | None, text: str) -> str:
-    return f"cannot write {path}: {_FIXES.get(number, text)}."
+def _disk_sentence(path: Path, number: int | None, text: str, need: int) -> str:
+    fix = _FIXES.get(number, text)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free / 1e6
+        fix += f" ({free:.1f} MB free, about {max(need / 1e6, 0.1):.1f} MB needed); free some space"
+    return f"cannot write {path}: {fix}."
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -189,6 +198,9 @@ def load_model_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> 
             f"{path} was written by another model or other adapter settings: {differing[0]} "
             f"(and {len(differing) - 1} more) does not fit; resume with the options the run was started with."
         )
+    fractions = {name: (tensor.is_floating_point(), saved[name].is_floating_point()) for name, tensor in wanted.items()}
+    if odd := [name for name, (here, there) in fractions.items() if here != there]:
+        raise SightRLError(f"{path} holds {odd[0]} as {saved[odd[0]].dtype}; it was not written by this program.")
     for name, tensor in wanted.items():
         tensor.copy_(sharded_like(tensor, saved[name]))
 
@@ -199,6 +211,8 @@ def load_optimizer_state(optimizer: Any, state: dict) -> None:
     parameters = [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
     for index, saved in state.get("state", {}).items() if parameters else ():
         for name, value in saved.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of weight {index} has the shape {list(value.shape)}")
             saved[name] = sharded_like(parameters[index], value) if isinstance(value, Tensor) else value
     optimizer.load_state_dict(state)
     for index, saved in state.get("state", {}).items():
@@ -248,7 +262,7 @@ def save_checkpoint(
     if not is_main():
         _write_parts(temporary, model, optimizer, state)
         return target
-    with disk_errors(target):
+    with disk_errors(target, bytes_of(model, optimizer)):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -266,6 +280,14 @@ def save_checkpoint(
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def bytes_of(model: nn.Module | None, optimizer: Any) -> int:
+    """About the bytes that a checkpoint of them takes."""
+    tensors = list(model_state(model).values()) if model is not None else []
+    states = getattr(optimizer, "state", {}).values() if optimizer is not None else ()
+    tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 20)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -302,25 +324,37 @@ def latest_checkpoint(folder: Path) -> Path | None:
     pointer = folder / "latest"
     if not pointer.exists():
         return None
-    found = folder / pointer.read_text().strip()
-    if not (found / "state.json").is_file():
+    name = pointer.read_bytes().decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"step-[0-9]{8,}", name) or not (folder / name / "state.json").is_file():
         raise SightRLError(
-            f"{pointer} names {found.name}, which is missing; write another step-... folder into it."
+            f"{pointer} names {name[:80]!r}, which is no checkpoint beside it; write another step-... folder into it."
         )
-    return found
+    return folder / name
+
+
+@contextmanager
+def damage_errors(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong while a checkpoint is read back as one sentence (SightRLError): its files may be cut short,
+    written by something else, or changed by hand."""
+    try:
+        yield
+    except SightRLError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"[:200].rstrip(".")
+        raise SightRLError(
+            f"{folder} cannot be read ({problem}); name an older step-... folder in {folder.parent / 'latest'}."
+        ) from error
 
 
 def load_checkpoint(folder: Path, model: nn.Module | None, optimizer: Any) -> dict:
     """Load model and optimiser in place and return the `state` given to `save_checkpoint`."""
-    try:
+    with damage_errors(folder):
         packed = json.loads((folder / "state.json").read_text())
         tensors = {n: load_file(folder / f"{n}.safetensors") for n in ("model", "optimizer", "state")}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SightRLError(
-            f"{folder} cannot be read ({error}); name an older step-... folder in {folder.parent / 'latest'}."
-        ) from error
-    if model is not None:
-        load_model_state(model, tensors["model"], folder)
-    if optimizer is not None:
-        load_optimizer_state(optimizer, unpack_state(packed["optimizer"], tensors["optimizer"]))
-    return unpack_state(packed["state"], tensors["state"])
+        state = unpack_state(packed["state"], tensors["state"])
+        if model is not None:
+            load_model_state(model, tensors["model"], folder)
+        if optimizer is not None:
+            load_optimizer_state(optimizer, unpack_state(packed["optimizer"], tensors["optimizer"]))
+        return state

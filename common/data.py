@@ -48,7 +48,7 @@ class Sample:
     question: str
     """May hold one "<image>" mark per picture; without marks the pictures come first."""
     answer: str
-    """Gold answer; boxes are "[x1, y1, x2, y2]" in pixels of the original picture."""
+    """Gold answer; boxes are "[x1, y1, x2, y2]" in the frame below."""
     task: str
     """Kind of question: the row of the per-task table."""
     images: list[Any]
@@ -59,6 +59,8 @@ class Sample:
     """What else is known: choices, size, things, captions; "response" is a target for supervised warm-up."""
     where: str = ""
     """File and row, for error messages."""
+    frame: tuple[float, float] | None = None
+    """Width and height in which its boxes are given, such as (1000, 1000); None: pixels of the original picture."""
 
     def load_images(self) -> list[Image.Image]:
         """RGB pictures, in order. Raises SightRLError naming file and row when one cannot be used.

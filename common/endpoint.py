@@ -1,7 +1,9 @@
 """Requests to an OpenAI-compatible address: many at a time, tried again, with one sentence for what is wrong.
 
 judge.py uses it. A try that fails for a reason that can pass (no connection, 429, 5xx, a broken reply) is repeated
-after a growing random pause, or the one the server asks for with Retry-After.
+after a growing random pause, or the one the server asks for with Retry-After. When all tries of a prompt fail, it is
+either the prompt's fault, then that one stays without a reply, or the server's (away, too busy, answers not even a
+greeting), then everything stops, also in the middle of a batch: what it would have said must not be left out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from common.readers.shared import shown
 
 Messages = list[dict[str, str]]  # [{"role": "user", "content": "..."}], a system turn before it if there is one
 BUSY = (408, 409, 425, 429)  # worth another try, as is every 5xx
+AWAY = (408, 425, 429, 502, 503, 504)  # these tell of the server, the others perhaps of the prompt alone
+GREETING = [{"role": "user", "content": "Answer with the word yes."}]  # any server in order replies to it
+MANY = 8  # so many prompts, all of them without a reply, are no accident
 LONGEST_PAUSE = 60.0  # seconds between two tries, whatever Retry-After says
 LARGEST_REPLY = 8 << 20  # bytes
 DEFAULT_KEY = "JUDGE_API_KEY"
@@ -43,11 +48,12 @@ def parse_address(spec: str) -> tuple[str, str, str]:
 
 
 class Failure(Exception):
-    """One try without a reply. again: another try may help; fix: what the user has to change, then no try can help."""
+    """One try without a reply. again: another try may help; away: and if not, nobody gets a reply; fix: what the user
+    has to change, then no try can help."""
 
-    def __init__(self, problem: str, again: bool = False, fix: str = "", wait: float = 0.0) -> None:
+    def __init__(self, problem: str, again: bool = False, away: bool = False, fix: str = "", wait: float = 0.0) -> None:
         super().__init__(problem)
-        self.problem, self.again, self.fix, self.wait = problem, again, fix, wait
+        self.problem, self.again, self.away, self.fix, self.wait = problem, again, away, fix, wait
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -71,30 +77,35 @@ class Endpoint:
     pause: float = 1.0
 
     def ask(self, batch: list[Messages]) -> Iterator[tuple[int, str]]:
-        """(index, reply) as they come; what stays without one is left out.
+        """(index, reply) as they come; a prompt that gets none by its own fault is left out.
 
-        Raises SightRLError when nothing gets a reply, or a setting is wrong.
+        Raises SightRLError when the server is away or out of order, none of many prompts gets a reply, or a setting is
+        wrong.
         """
-        stop, answered = threading.Event(), False
-        failure = Failure("was not asked")
+        stop, answered, failure = threading.Event(), 0, None
         with ThreadPoolExecutor(self.parallel) as threads:
             tries = {threads.submit(self.try_often, messages, stop): i for i, messages in enumerate(batch)}
             try:
                 for done in as_completed(tries):
                     result = done.result()
                     if isinstance(result, str):
-                        answered = True
+                        answered += 1
                         yield tries[done], result
                     elif not stop.is_set():
                         failure = result
-                        if failure.fix or (failure.again and not answered):  # the others would fare no better
-                            stop.set()
+                        if failure.fix or failure.away or (not answered and not self.replies()):
+                            stop.set()  # the others would fare no better
             finally:  # also when the caller is interrupted
                 stop.set()
                 threads.shutdown(cancel_futures=True)
-        if failure.fix or not answered:
+        silent = not answered and len(batch) >= MANY
+        if failure and (failure.fix or failure.away or silent or not self.replies()):
             fix = failure.fix or "see whether the server runs and the address, which often ends in /v1, is right"
             raise SightRLError(f"the judge at {self.url} {failure.problem}; {fix}.")
+
+    def replies(self) -> bool:
+        """Whether the server is in order."""
+        return isinstance(self.try_often(GREETING, threading.Event()), str)
 
     def try_often(self, messages: Messages, stop: threading.Event) -> str | Failure:
         """The reply, or why there is none."""
@@ -130,7 +141,8 @@ class Endpoint:
             raise refusal(error, self, key) from None
         except (OSError, http.client.HTTPException) as error:  # time-outs and broken connections too
             reason = getattr(error, "reason", None) or error
-            raise Failure(f"does not answer ({shown(str(reason) or type(error).__name__)})", again=True) from None
+            text = shown(str(reason) or type(error).__name__)
+            raise Failure(f"does not answer ({text})", again=True, away=True) from None
         try:
             reply = json.loads(data)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -170,4 +182,5 @@ def refusal(error: urllib.error.HTTPError, endpoint: Endpoint, key: str) -> Fail
         return Failure(said, fix=f"correct the address (it often ends in /v1) or model={endpoint.model}")
     wait = error.headers.get("Retry-After", "")
     seconds = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 9 else 0.0
-    return Failure(said, again=error.code in BUSY or error.code >= 500, wait=seconds)
+    again = error.code in BUSY or error.code >= 500
+    return Failure(said, again=again, away=error.code in AWAY, wait=seconds)

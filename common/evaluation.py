@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from common.checkpoint import write_json
-from common.errors import SightRLError
+from common.errors import SightRLError, printable
 from common.rewards import parse_state
 
 DRAWS = 10_000
@@ -51,8 +52,11 @@ class Evaluation:
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
         try:
-            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            if type(found.k) is not int or not all(isinstance(record, dict) for record in found.records):
+                raise ValueError("k is no number or a record no object")
+            return found
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise SightRLError(f"{path} is not an evaluation written by this program ({error}).") from error
 
     def summary(self) -> dict:
@@ -132,6 +136,8 @@ def _record(split: str, sample: Any, texts: list[str], score: Callable, habit: C
         "question": sample.question,
         "answer": sample.answer,
     }
+    if getattr(sample, "frame", None):  # of the boxes in answer and responses
+        record["frame"] = list(sample.frame)
     record |= {"responses": list(texts), "scores": [float(score(text, sample)) for text in texts]}
     record["states"] = [parse_state(text) for text in texts]
     if habit is not None:
@@ -366,9 +372,7 @@ def print_table(before: Evaluation, after: Evaluation | None = None, console: Co
     )
     for i, name in enumerate(columns):
         table.add_column(name.replace("@k", f"@{before.k}"), justify="right" if i else "left")
-    table.add_row(
-        *_row("overall", old["overall"], new and new["overall"], difference and difference["overall"])
-    )
+    table.add_row(*_row("overall", old["overall"], new and new["overall"], difference and difference["overall"]))
     for kind in ("splits", "tasks"):
         table.add_section()
         for name, stats in old[kind].items():
@@ -377,8 +381,9 @@ def print_table(before: Evaluation, after: Evaluation | None = None, console: Co
     (console or Console()).print(table)
 
 
-def _row(name: str, old: dict, new: dict | None, difference: dict | None) -> list[str]:
-    start = [name, str(old["questions"]), _with_interval(old["avg@k"], old["interval"])]
+def _row(name: str, old: dict, new: dict | None, difference: dict | None) -> list[str | Text]:
+    start = [Text(printable(name)),  # of the data: no markup
+              str(old["questions"]), _with_interval(old["avg@k"], old["interval"])]
     if new is None or difference is None:
         return [*start, f"{old['pass@k']:.3f}"]
     after = _with_interval(new["avg@k"], new["interval"])

@@ -48,12 +48,13 @@ def keep_groups(scores: Tensor, group_size: int, rule: Literal["mean", "std"], l
 
     "mean" keeps low < mean < high (EasyR1, bounds 0.01 and 0.99); "std" keeps every group whose scores differ
     (verl). They agree on 0/1 scores with moderate groups and differ otherwise: seven 1.0 and one 0.98 have
-    mean 0.9975.
+    mean 0.9975. Scores between 0 and 1 that are all equal pass the bounds but teach nothing: "mean" drops them too.
     """
+    spread = has_spread(scores, group_size)
     if rule == "std":
-        return has_spread(scores, group_size)
+        return spread
     mean = by_group(scores, group_size).mean(dim=1)  # [groups]
-    return (mean > low) & (mean < high)
+    return spread & (mean > low) & (mean < high)
 
 
 # ------------------------------------------------------------------------------------------------- advantages
@@ -73,7 +74,8 @@ def group_advantages(rewards: Tensor, group_size: int, scale: Literal["group", "
         advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
     elif scale == "batch":
         advantages = advantages / (groups.std() + eps)
-    return (advantages * has_spread(rewards, group_size)[:, None]).flatten()
+    # Not a product: with eps = 0 the advantages of a group without spread are 0 / 0.
+    return advantages.masked_fill(~has_spread(rewards, group_size)[:, None], 0.0).flatten()
 
 
 def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
@@ -87,6 +89,7 @@ def passk_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     groups = by_group(rewards, group_size)  # [groups, G]
     top = groups.topk(2, dim=1)
     lead = (top.values[:, 0] - top.values[:, 1]) / (groups.std(dim=1) + eps)  # [groups]
+    lead = lead.masked_fill(~has_spread(rewards, group_size), 0.0)  # 0 / 0 if eps = 0
     return torch.zeros_like(groups).scatter(1, top.indices[:, :1], lead[:, None]).flatten()
 
 

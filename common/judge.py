@@ -5,8 +5,9 @@
 
 Equal prompts are asked once. Replies go to the cache file as they come, so that a killed run that goes on hears the
 same verdicts again. The key of an address is read from the environment variable JUDGE_API_KEY (or the one named with
-,key=NAME) and stands in no file. A prompt without a reply has the reply "" and counts in judge.lost; when no prompt
-gets one, a SightRLError says what is wrong. With several processes let one ask: from_main(... if is_main() else None).
+,key=NAME) and stands in no file. A prompt without a reply has the reply "" and counts in judge.lost; when the
+server goes away, or no prompt of many gets one, a SightRLError says what is wrong.
+With several processes let one ask: from_main(... if is_main() else None).
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import disk_errors
-from common.endpoint import Endpoint, Messages, parse_address
+from common.endpoint import MANY, Endpoint, Messages, parse_address
 from common.errors import SightRLError
+from common.readers.shared import shown
 
 
 class Judge:
     """Call it with prompts, get replies in order. lost: prompts so far that got none."""
 
     def __init__(self, ask: Callable[[list[Messages]], Iterable[tuple[int, str]]], identity: list[Any],
-                 cache: Path | None = None, system: str = "") -> None:  # fmt: skip
+                 cache: Path | None = None, system: str = "",
+                 readable: Callable[[str], Any] | None = None) -> None:  # fmt: skip
         """ask: conversations -> (index, reply) as replies come. identity: model and parameters, part of the cache's
-        keys. Raises SightRLError when the cache cannot be read."""
+        keys. readable(reply): false for a reply that is as good as none. Raises SightRLError when the cache cannot be
+        read."""
         self.ask, self.identity, self.cache, self.system, self.lost = ask, identity, cache, system, 0
+        self.readable = readable or (lambda reply: True)
         self.replies = read_cache(cache) if cache else {}
 
     def messages(self, prompt: str) -> Messages:
@@ -42,25 +47,33 @@ class Judge:
     def __call__(self, prompts: list[str]) -> list[str]:
         keys = [self.key(prompt) for prompt in prompts]
         asked = {key: p for key, p in zip(keys, prompts, strict=True) if key not in self.replies}
-        order = list(asked)
+        order, unreadable = list(asked), []
         for i, reply in self.ask([self.messages(prompt) for prompt in asked.values()]) if asked else ():
+            if not self.readable(reply):
+                unreadable.append(reply)
+                continue
             self.replies[order[i]] = reply
             if self.cache:
                 with disk_errors(self.cache), open(self.cache, "ab") as file:  # the first break ends a torn line
                     file.write(b"\n" + json.dumps({"key": order[i], "reply": reply}).encode())
+        if len(unreadable) >= MANY and not any(key in self.replies for key in order):
+            raise SightRLError(f"the judge {self.identity[0]} answers none of {len(order)} questions in the form asked "
+                               f"for, but {shown(unreadable[0])!r}; see whether the right model is served.")
         self.lost += sum(key not in self.replies for key in order)
         return [self.replies.get(key, "") for key in keys]
 
 
 def open_judge(spec: str, *, cache: Path | None = None, system: str = "", max_tokens: int = 512,
                timeout: float = 120.0, attempts: int = 6, parallel: int = 32, device: str = "auto",
-               oracle: Callable[[str], str] | None = None) -> Judge:  # fmt: skip
+               oracle: Callable[[str], str] | None = None, readable: Callable[[str], Any] | None = None,
+               ) -> Judge:  # fmt: skip
     """The judge that `spec` names; it answers greedily.
 
     spec: "http://host:8000/v1,model=NAME[,key=ENVIRONMENT_VARIABLE]" (https too), "local:PATH-or-ID" (whatever
     load_vlm loads, asked without pictures), or "oracle" (calls `oracle`, prompt -> reply, and keeps no file).
     system: system turn before every prompt. max_tokens: of a reply. timeout: seconds for one try, of which there are
-    `attempts` with growing pauses; parallel: requests under way at a time. device: of a local model.
+    `attempts` with growing pauses; parallel: requests under way at a time. device: of a local model. readable(reply):
+    false for replies of an address that are as good as none; they are not kept.
     Raises SightRLError for a spec or a cache file that cannot be used.
     """
     kind = spec.partition(":")[0]
@@ -68,7 +81,7 @@ def open_judge(spec: str, *, cache: Path | None = None, system: str = "", max_to
         address, model, key_name = parse_address(spec)
         parameters = {"temperature": 0.0, "max_tokens": max_tokens}
         endpoint = Endpoint(address, model, key_name, parameters, timeout, attempts, parallel)
-        return Judge(endpoint.ask, [model, parameters], cache, system)
+        return Judge(endpoint.ask, [model, parameters], cache, system, readable)
     if kind == "local" and spec != "local:":
         name = spec.removeprefix("local:")
         return Judge(local_model(name, device, max_tokens), [name, {"max_tokens": max_tokens}], cache, system)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -48,20 +51,54 @@ def load_parts(name: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.
         model, tokenizer, processor = random_parts(name.removeprefix("random:"))
         return model.to(device, dtype), tokenizer, processor
     source = str(TINY) if name == "tiny" else name
+    check_files(Path(source))
     if (Path(source) / "adapter_config.json").exists():
         return load_adapter(source, dtype, device)
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise SightRLError(cannot_load(name, source, error)) from None
-    check_supported(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_supported(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         processor = Qwen2VLImageProcessorPil.from_pretrained(source)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True)  # fmt: skip
+        check_weights(found)
+        return model.to(device), tokenizer, processor
+    except SightRLError:
+        raise
+    except Exception as error:  # whatever the library stumbles over in files that somebody else wrote
         raise SightRLError(cannot_load(name, source, error)) from None
-    return model.to(device), tokenizer, processor
+
+
+def check_files(folder: Path) -> None:
+    """Raises SightRLError for a folder whose weights are pickled, since reading a pickle can run any code, or are whole
+    numbers. Pickles beside safetensors, such as training_args.bin, are never read."""
+    pickles = sorted(f.name for end in ("bin", "pt", "pth", "pkl", "ckpt") for f in folder.glob(f"*.{end}"))
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise SightRLError(f"{index} is damaged; fetch the model again.") from None
+        if odd := sorted(n for n in named if Path(n).name != n or not n.endswith(".safetensors")):
+            raise SightRLError(f"{index} names {odd[0][:80]!r}, no safetensors file beside it; fetch the model again.")
+    if pickles and not any(folder.glob("*.safetensors")):
+        problem = f"holds its weights as a pickle ({pickles[0]}), which can run code when it is read"
+        raise SightRLError(f"{folder} {problem}; save it with safetensors where you trust it, and give that folder.")
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype(): name for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise SightRLError(cannot_load(str(folder), str(folder), error)) from None
+        if whole := next((name for kind, name in kinds.items() if "F" not in kind), None):
+            raise SightRLError(cannot_load(str(folder), str(folder), ValueError(f"{whole} holds whole numbers")))
+
+
+def check_weights(found: dict[str, Any]) -> None:
+    """Raises ValueError for weights that the files lack or have in other shapes."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{len(missing)} of its weights are missing, such as {missing[0]}")
+    if wrong := sorted(map(str, found["mismatched_keys"])):
+        raise ValueError(f"{len(wrong)} of its weights have another shape, such as {wrong[0]}")
 
 
 def cannot_load(name: str, source: str, error: Exception) -> str:
@@ -69,7 +106,8 @@ def cannot_load(name: str, source: str, error: Exception) -> str:
     if name == "tiny" and not Path(source).exists():
         return "the tiny VLM is missing; make it with `python -m common.world.train_tiny_vlm`"
     if Path(source).exists():
-        return f"{source} is not a complete model folder: {str(error).splitlines()[0]}"
+        problem = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        return f"{source} is not a complete model folder ({problem}); fetch or save it again."
     return (
         f"model {name!r} is no local folder and not in the Hugging Face cache, and the hub did not answer; "
         f"fetch it with `hf download {name}` where there is a network, or give the path of a folder"
@@ -78,12 +116,25 @@ def cannot_load(name: str, source: str, error: Exception) -> str:
 
 def load_adapter(folder: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any, Any]:
     """A folder that `VLM.save` wrote with LoRA: the base model it names, the adapter on top, trainable."""
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
 
-    base, tokenizer, processor = load_parts(
-        PeftConfig.from_pretrained(folder).base_model_name_or_path, dtype, device
-    )
-    return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer, processor
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        name = config.base_model_name_or_path
+        if type(config) is not LoraConfig or config.megatron_config is not None or not isinstance(name, str):
+            raise ValueError("it is no plain LoRA adapter that names its base model")
+        if not (Path(folder) / "adapter_model.safetensors").is_file():
+            raise OSError("there is no adapter_model.safetensors")
+        if (Path(name) / "adapter_config.json").exists():
+            raise ValueError(f"its base model {name} is an adapter too")
+        base, tokenizer, processor = load_parts(name, dtype, device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer, processor
+    except SightRLError:
+        raise
+    except Exception as error:  # as above
+        raise SightRLError(cannot_load(folder, folder, error)) from None
 
 
 def add_lora(base: PreTrainedModel, rank: int, alpha: int | None) -> nn.Module:

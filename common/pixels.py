@@ -43,16 +43,19 @@ class Pixels:
 
         Raises SightRLError when one side is more than 200 times the other.
         """
+        size = self.size(image)
+        image = image.convert("RGB")
+        return np.array(image if size == image.size else image.resize(size, self.resample))
+
+    def size(self, image: Image.Image) -> tuple[int, int]:
+        """(width, height) after the resize. Raises SightRLError as resize does."""
         factor = self.patch * self.merge
         try:
             height, width = smart_resize(image.height, image.width, factor, self.min_pixels, self.max_pixels)
         except ValueError as error:
             size = f"{image.width} x {image.height}"
             raise SightRLError(f"an image of {size} pixels cannot be used: {error}") from None
-        image = image.convert("RGB")
-        if (width, height) != image.size:
-            image = image.resize((width, height), self.resample)
-        return np.array(image)
+        return width, height
 
     def grids(self, images: list[np.ndarray]) -> Tensor:
         """int64 [images, 3]: (T, H, W) in patches."""

@@ -172,8 +172,8 @@ def print_plan(args: CommonArgs, chosen: dict[str, Any], console: Console | None
     total = (sum(memory.get(name, 0.0) for name in ALWAYS) + max(sampling, update)) / GB
     facts.add_row("memory per GPU", f"about {total:,.1f} GB with {args.gpus} GPU(s), sampling and update one after the "
                                     "other; docs/distributed.md")  # fmt: skip
-    console.print(facts)
-    console.print(options_table(args, chosen))
+    for table in (facts, options_table(args, chosen)):
+        console.print(table, markup=False, emoji=False)  # "[/]" in a prompt or a name is no markup
 
 
 def options_table(args: CommonArgs, chosen: dict[str, Any]) -> Table:

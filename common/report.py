@@ -9,7 +9,6 @@ is escaped.
 
 import base64
 import hashlib
-import html
 import io
 import json
 import re
@@ -22,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from common import charts
+from common.charts import text
 from common.checkpoint import write_file
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, gap_change
@@ -56,8 +56,9 @@ CURVES = [
     ("Sampled against recomputed", {"logp_mismatch": ("", "s0")},
      "Largest |log-probability difference| between sampler and trainer: the health of the engine.", True),
     ("KL to the reference", {"kl": ("", "s0")}, "Nats per token.", True),
-    ("Cut off and unreadable",
-     {"truncated": ("hit the length limit", "s1"), "no_answer": ("no answer found", "s4")},
+    ("Cut off, unreadable, wrong",
+     {"truncated": ("hit the length limit", "s1"), "no_answer": ("no answer found", "s4"),
+      "wrong_answer": ("wrong answer", "s0")},
      "Shares of responses.", True),
     ("Speed", {"tokens_per_second": ("", "s0")}, "Sampled tokens per second of the whole step.", True),
 ]  # fmt: skip
@@ -82,6 +83,7 @@ def write_report(folder: Path) -> Path:
     parts = [
         _header(folder, files, metrics, comparison, before, after),
         _skipped(files["summary"]),
+        _skipped_steps(files["summary"]),
         _effects(files["summary"]),
         _held_out(own_comparison, *own, title="The method's own task"),
         _held_out(comparison, before, after),
@@ -114,14 +116,6 @@ def page(title: str, body: str) -> str:
 
 
 # ---------------------------------------------------------------- reading
-
-
-def text(value: Any) -> str:
-    """Hostile text as HTML: escaped, control and direction-changing characters shown as U+FFFD."""
-    return html.escape(_UNSAFE.sub("\ufffd", str(value)))
-
-
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _json(path: Path) -> dict:
@@ -278,6 +272,14 @@ def _skipped(summary: dict) -> str:
     more = f"<li>and {len(rows) - 20} more</li>" if len(rows) > 20 else ""
     start = f"{len(rows)} data rows could not be read and were skipped:"
     return f'<div class="warning">{start}<ul>{items}{more}</ul></div>'
+
+
+def _skipped_steps(summary: dict) -> str:
+    count = summary.get("steps_skipped")
+    if not isinstance(count, int) or not count:
+        return ""
+    return (f'<div class="warning">{count} steps were skipped, because loss or gradient was not a finite number; their '
+            "batches are in the folder skipped.</div>")  # fmt: skip
 
 
 # ---------------------------------------------------------------- held-out accuracy, habits, gap

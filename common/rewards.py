@@ -94,12 +94,13 @@ def think_then_answer(text: str) -> bool:
 
 
 def parse_state(response: str) -> str:
-    r"""How far reading got: "ok", "empty" (\boxed{}), "unclosed" (cut off inside), "no_answer" (no box).
+    r"""How far reading got: "ok", "empty" (\boxed{}), "unclosed" (cut off inside it, or in thoughts with an answer in
+    them), "no_answer" (no box).
 
     Without any \boxed{ the answer is that of an <answer> block.
     """
     answer = last_boxed(response) if "\\boxed{" in response else block(response, "answer")
-    if answer is None:
+    if answer is None or unfinished(response):
         return "unclosed" if "\\boxed{" in response or "<answer>" in response else "no_answer"
     return "ok" if answer else "empty"
 
@@ -243,23 +244,30 @@ def rescale_box(box: Box, source: tuple[float, float], target: tuple[float, floa
 
 
 # --------------------------------------------------------------------------------------------------- accuracy
+
+
+def unfinished(response: str) -> bool:
+    """Whether the response ends inside its thoughts: a <think> after the last </think>."""
+    return response.rfind("<think>") > response.rfind("</think>")
+
+
 def accuracy(response: str, sample: Sample, *, frame: tuple[float, float] | None = None) -> float:
     r"""Grade a response by its last \boxed{...}: 1.0 right, 0.0 wrong or unreadable (see parse_state).
 
-    By sample.answer_type: text and number by grade_answer (no box reads as "None", as in VPPO); option by
-    letter or option text; yesno by the word; box by IoU >= 0.5; boxes (a list of labelled boxes) by F1 at IoU
-    0.5, a fraction.
-    frame: width and height of the frame in which the model gives boxes, such as (1000, 1000) or the size of
-    the resized picture, if they are not pixels of the original.
+    By sample.answer_type: text and number by grade_answer; option by letter or option text; yesno by the word; box by
+    IoU >= 0.5; boxes (a list of labelled boxes) by F1 at IoU 0.5, a fraction. Boxes of the gold answer and of the
+    response are in sample.frame; frame: width and height of another one for the response. Two differences from VPPO's
+    grader, which reads a response without a box as the answer "None", and boxes in thoughts that never ended: neither
+    is right here.
     """
     gold, kind = sample.answer, sample.answer_type
-    answer = last_boxed(squeeze_tags(response) if kind in ("text", "number") else response)
-    if kind in ("text", "number"):
-        return float(grade_answer("None" if answer is None else answer, gold))
-    if kind not in ("option", "yesno", "box", "boxes"):
+    if kind not in ("text", "number", "option", "yesno", "box", "boxes"):
         raise ValueError(f"unknown answer type {kind!r}")
-    if answer is None:
+    answer = last_boxed(squeeze_tags(response) if kind in ("text", "number") else response)
+    if answer is None or unfinished(squeeze_tags(response)):
         return 0.0
+    if kind in ("text", "number"):
+        return float(grade_answer(answer, gold))
     if kind == "option":
         choices = [str(choice) for choice in sample.meta.get("choices") or ()]
         letter = option_letter(answer, choices)
@@ -278,6 +286,6 @@ def box_accuracy(answer: str, sample: Sample, frame: tuple[float, float] | None)
     if found is None or truth is None:
         return 0.0
     if frame is not None:
-        size = sample.meta.get("size") or sample.load_images()[0].size
-        found = [(label, rescale_box(box, frame, size)) for label, box in found]
+        own = sample.frame or sample.meta.get("size") or sample.load_images()[0].size
+        found = [(label, rescale_box(box, frame, own)) for label, box in found]
     return detection_f1(found, truth) if kind_is_list else float(iou(found[0][1], truth[0][1]) >= 0.5)

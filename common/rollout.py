@@ -192,7 +192,7 @@ def forced_rollout(vlm: VLM, prompts: list[Prompt], texts: list[str], *, tempera
     Tokens end with the end-of-sequence token; log-probs are those of the policy now, from a pass without gradient
     (max_tokens: as in response_logps).
     """
-    ids = [vlm.tokenizer.encode(text, add_special_tokens=False) + [vlm.eos_ids[0]] for text in texts]
+    ids = [vlm.answer_ids(text) for text in texts]
     width = max(map(len, ids))
     tokens = torch.tensor([row + [vlm.pad_id] * (width - len(row)) for row in ids], device=vlm.device)  # [B, R]
     lengths = torch.tensor([len(row) for row in ids], device=vlm.device)

@@ -6,6 +6,8 @@ A run folder holds
     versions.json  libraries and hardware          checkpoints/     step-XXXXXXXX/ and `latest`
 and, written by finish(), summary.json, model/ and report.html.
 
+A step whose updates were skipped (optimizer_step) leaves its batch in skipped/; three in a row stop the run.
+
 A loop that can be stopped and continued bit for bit (metrics but seconds, tokens/s and memory included):
 
     run = Run(args, "grpo", args.steps)                # before the model: it seeds every generator
@@ -35,10 +37,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -53,8 +56,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from common import checkpoint as checkpoints
-from common import distributed
-from common.errors import SightRLError
+from common import distributed, errors
+from common.errors import SightRLError, printable
 from common.sharding import gather_weights
 
 try:
@@ -66,9 +69,11 @@ except (
     fcntl = resource = None
 
 # Options that may change between two sittings of one run. Any other would make the resumed run another run.
-MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints",
+MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints", "allow_outside",
                         "device", "dry_run", "gpus", "steps", "max_minutes", "budget_tokens"])  # fmt: skip
 LIBRARIES = ("torch", "transformers", "safetensors", "peft", "numpy", "pillow")
+SKIPS = 3  # steps in a row without an update for NaN or infinity that stop a run
+MOSTLY = 0.5  # share of answers without an end and without an answer from which on the user is told
 PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in so many seconds
 
 
@@ -99,6 +104,7 @@ class Run:
         self._vlm: Any = None
         self._wandb: Any = None
         self._signal, self._all_saved = 0, False
+        self.counts = {"skipped": 0, "skipped_in_a_row": 0, "no_spread": 0}  # steps so far
         self._old_handlers: dict[int, Any] = {}
         self._display: _Display | None = None
         self._files: dict[str, BinaryIO] = {}
@@ -117,15 +123,18 @@ class Run:
     def _write_description(self) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         if self.resumed:
-            about = json.loads((self.folder / "run.json").read_text())
-            about["resumed"].append(now)
+            about = _read_object(self.folder, "run.json")
+            about["resumed"] = [*(about.get("resumed") or []), now]
             about["total_steps"] = self.total_steps
         else:
             about = {"method": self.method, "command": _command(), **git_state(), "total_steps": self.total_steps}
             about |= {"started": now, "resumed": []}
-        checkpoints.write_json(self.folder / "config.json", _config(self.args))
-        checkpoints.write_json(self.folder / "versions.json", _versions())
         checkpoints.write_json(self.folder / "run.json", about)
+        checkpoints.write_json(self.folder / "versions.json", _versions())
+        checkpoints.write_json(self.folder / "config.json", _config(self.args))  # the last: now it can be resumed
+        with checkpoints.disk_errors(self.folder / "checkpoints"):  # said now, not after hours
+            (self.folder / "checkpoints").mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder / "checkpoints").close()
 
     # ------------------------------------------------------------ metrics
 
@@ -146,7 +155,8 @@ class Run:
         """Append one line to metrics.jsonl, add times, tokens/s and peak memory, refresh the display.
 
         `metrics["tokens"]` (sampled response tokens of this step) gives tokens_per_second over the whole
-        step. A value that is not finite is written as null and reported once by name.
+        step. A value that is not finite is written as null and reported once by name. Steps that taught nothing
+        are counted: updates/skipped above 0, or groups/zero_spread 1.
         """
         now = time.perf_counter()
         seconds = now - self._step_started
@@ -160,11 +170,49 @@ class Run:
         for name in [n for n, value in record.items() if value is None and n not in self._reported]:
             self.say(f"warning: step {step}: {name} is not a finite number (written as null)")
             self._reported.add(name)
+        unread = min(record.get(name) or 0 for name in ("truncated", "no_answer"))
+        if unread > MOSTLY and "truncated" not in self._reported:
+            fix = "raise --max-new-tokens, or ask for shorter answers with --prompt"
+            self.say(f"warning: step {step + 1}: {unread:.0%} of the answers were cut off before they ended; {fix}")
+            self._reported.add("truncated")
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in record.items() if value is not None}, step=step)
+        self._count(step, record)
         if self._display is not None:
-            self._display.update(step, record)
+            self._display.update(step, record, self._counted())
         self.step, self._seconds, self._step_started = step, {}, now
+
+    def _count(self, step: int, record: dict[str, Any]) -> None:
+        skipped, no_spread = bool(record.get("updates/skipped")), record.get("groups/zero_spread") == 1
+        self.counts["skipped"] += skipped
+        self.counts["skipped_in_a_row"] = (self.counts["skipped_in_a_row"] + 1) * skipped
+        self.counts["no_spread"] += no_spread
+        if no_spread and self.counts["no_spread"] == 1:  # once; then the count is shown
+            self.say(f"step {step + 1}: the rewards are equal within every group, so these answers teach nothing")
+
+    def _counted(self) -> list[str]:
+        """What the display and the last lines say of steps that taught nothing."""
+        texts = {"skipped": "steps skipped (NaN or infinity)", "no_spread": "steps without spread of rewards"}
+        return [f"{text}: {self.counts[name]}" for name, text in texts.items() if self.counts[name]]
+
+    def save_batch(self, step: int, records: list[dict]) -> None:
+        """Write the batch of a skipped step to skipped/step-XXXXXXXX.jsonl, a response a line, for a person to look at.
+
+        records: as for log_rollouts, and prompt, logps. Numbers that are not finite are written as text.
+        """
+        path = self.folder / f"skipped/step-{step:08d}.jsonl"
+        self.say(f"step {step + 1}: loss or gradient is not a finite number, update skipped; its batch is in {path}")
+        if not distributed.is_main():
+            return
+        lines = []
+        for record in records:
+            line = {name: _plain(_spelled(value)) for name, value in record.items() if name != "images"}
+            line["images"] = [self._store_image(image) for image in record["images"]]
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        data = "".join(lines).encode("utf-8", "backslashreplace")
+        with self._disk("skipped"):
+            path.parent.mkdir(exist_ok=True)
+            checkpoints.write_file(path, lambda temporary: temporary.write_bytes(data))
 
     def log_rollouts(self, step: int, records: list[dict]) -> None:
         """Append rollouts to rollouts.jsonl; pictures (`image` or `images`: uint8 arrays [H, W, 3] or PIL)
@@ -201,10 +249,10 @@ class Run:
             file.flush()
 
     @contextmanager
-    def _disk(self, name: str) -> Iterator[None]:
-        """Disk trouble below the run folder as one sentence that also tells how to go on."""
+    def _disk(self, name: str, need: int = 1 << 20) -> Iterator[None]:
+        """Disk trouble below the run folder as one sentence that also tells how to go on. need: bytes to write."""
         try:
-            with checkpoints.disk_errors(self.folder / name):
+            with checkpoints.disk_errors(self.folder / name, need):
                 yield
         except SightRLError as error:
             raise SightRLError(f"{error} Then continue with: {self.resume_command()}") from error
@@ -212,15 +260,17 @@ class Run:
     # ------------------------------------------------------------ checkpoint and resume
 
     def checkpoint_due(self, step: int) -> bool:
-        """True every args.checkpoint_every steps, after the last step, and when a signal asked to stop."""
+        """True every args.checkpoint_every steps, after the last step, when a signal asked to stop, and when too
+        many steps in a row were skipped."""
         if distributed.agree(bool(self._signal)):
             self.stop_requested = True
         every = self.args.checkpoint_every
-        return self.stop_requested or step + 1 >= self.total_steps or (every > 0 and (step + 1) % every == 0)
+        stop = self.stop_requested or self.counts["skipped_in_a_row"] >= SKIPS
+        return stop or step + 1 >= self.total_steps or (every > 0 and (step + 1) % every == 0)
 
     def checkpoint(self, step: int, vlm: Any, optimizer: Any, **stateful: Any) -> None:
         """Write a checkpoint of the finished step `step`; `stateful` objects have state_dict() and
-        load_state_dict()."""
+        load_state_dict(). Raises SightRLError, after writing, when too many steps in a row were skipped."""
         for name, file in self._files.items():
             with self._disk(name):
                 os.fsync(file.fileno())
@@ -232,6 +282,7 @@ class Run:
             "rng": self.rng.getstate(),
             "positions": {name: file.tell() for name, file in self._files.items()},
             "stateful": {name: item.state_dict() for name, item in stateful.items()},
+            "counts": self.counts,
         }
         folder, keep = self.folder / "checkpoints", self.args.keep_checkpoints
         with self._disk("checkpoints"):
@@ -241,6 +292,13 @@ class Run:
             self.close()
             print(
                 f"Stopped after step {step + 1} of {self.total_steps}; continue with: {self.resume_command()}"
+            )
+        elif self.counts["skipped_in_a_row"] >= SKIPS:
+            self.close()
+            raise SightRLError(
+                f"loss or gradient was not a finite number in {SKIPS} steps in a row, the last is step {step + 1}; "
+                f"look at their batches in {self.folder / 'skipped'}, then start anew with a smaller --lr, or "
+                f"continue with: {self.resume_command()}"
             )
 
     def resume(self, vlm: Any, optimizer: Any, **stateful: Any) -> int:
@@ -258,8 +316,9 @@ class Run:
         if found is not None:
             state = checkpoints.load_checkpoint(found, getattr(vlm, "model", None), optimizer)
             gather_weights(getattr(vlm, "shards", ()))
-            self._restore(state, stateful, found)
-            first, positions = state["step"] + 1, state["positions"]
+            with checkpoints.damage_errors(found):
+                self._restore(state, stateful, found)
+                first, positions = state["step"] + 1, dict(state["positions"])
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
@@ -272,21 +331,28 @@ class Run:
         with self._disk(""):
             for name in ("metrics.jsonl", "rollouts.jsonl"):
                 self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 (closed in close)
-                self._files[name].truncate(positions.get(name, 0))
+                length = os.path.getsize(self.folder / name)
+                self._files[name].truncate(min(length, positions.get(name, 0)))  # never longer than it is
                 self._files[name].seek(0, os.SEEK_END)  # else tell() would still give the old length
             checkpoints.remove_leftovers(self.folder / "checkpoints")
             if first < self.total_steps:  # a finished run goes on: what it concluded then is no longer true
-                for name in ("summary.json", "eval_after.json", "own_after.json"):
-                    (self.folder / name).unlink(missing_ok=True)
+                for path in (self.folder / "summary.json", *self.folder.glob("*_after.json")):
+                    path.unlink(missing_ok=True)
 
     def _restore(self, state: dict, stateful: dict[str, Any], found: Path) -> None:
         if set(stateful) != set(state["stateful"]):
             raise SightRLError(
                 f"{found} keeps the state of {sorted(state['stateful'])}, this script of {sorted(stateful)}."
             )
+        numbers = [state["step"], *state["positions"].values()]
+        if any(type(n) is not int or not 0 <= n < 2**53 for n in numbers) or not math.isfinite(state["elapsed"]):
+            raise ValueError("its step, positions or seconds are no possible numbers")
         for name, item in stateful.items():
             item.load_state_dict(state["stateful"][name])
         self.step, self._elapsed = state["step"], state["elapsed"]
+        self.counts |= state.get("counts", {})
+        if self.counts["skipped_in_a_row"] >= SKIPS:  # stopped for that: it may try again
+            self.counts["skipped_in_a_row"] = 0
         self.generator.set_state(state["generator"])
         self.rng.setstate(state["rng"])
         checkpoints.set_random_state(state["random"])
@@ -298,6 +364,7 @@ class Run:
         self._display = _Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
         old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"
         self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
+        errors.how_to_continue = self.resume_command()
         atexit.register(self.close)
         distributed.watch(self.resume_command())
         if distributed.world_size() > 1:
@@ -334,7 +401,7 @@ class Run:
         if self._display is not None:
             self._display.say(text)
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def close(self) -> None:
         """Stop the display, give the signals back, close the files. Safe to call more than once."""
@@ -342,8 +409,10 @@ class Run:
             self._display.close()
             self._display = None
         self._restore_signals()
+        errors.how_to_continue = ""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # a full disk refused these bytes before, and that was said
+                file.close()
         self._files = {}
         if self._wandb is not None:
             self._wandb.finish()
@@ -353,12 +422,19 @@ class Run:
             self._lock = None
         atexit.unregister(self.close)
 
+    def training_ended(self) -> None:
+        """From now on a signal stops at once, also one that came after the loop had last looked."""
+        self._all_saved = True
+        if self._signal:
+            self._on_signal(self._signal, None)
+
     def finish(self, summary: dict) -> None:
         """Write the final model, summary.json and report.html and tell where they are; a stopped run only
         closes, and so does a process other than 0."""
         if self.stop_requested or not distributed.is_main():
             self.close()
             return
+        self.training_ended()
         seconds = self._elapsed + time.perf_counter() - self._opened
         if self._display is not None:
             self._display.close()
@@ -366,6 +442,7 @@ class Run:
             self._save_model()
         with self._disk("summary.json"):
             about = {"method": self.method, "steps": self.step + 1, "seconds": round(seconds, 1)}
+            about |= {f"steps_{name}": self.counts[name] for name in ("skipped", "no_spread")}
             checkpoints.write_json(self.folder / "summary.json", _plain({**about, **summary}))
         if self._wandb is not None:
             self._wandb.summary.update(_plain(summary))
@@ -374,6 +451,7 @@ class Run:
 
         with self._disk("report.html"):
             report = write_report(self.folder)
+        print(*self._counted(), sep="\n", end="\n" * bool(self._counted()))
         print(
             f"model   {self.folder / 'model'}\nmetrics {self.folder / 'metrics.jsonl'}\nreport  {report}",
             flush=True,
@@ -382,7 +460,7 @@ class Run:
     def _save_model(self) -> None:
         """Save under another name first: a kill leaves no half-written model that looks like a whole one."""
         target, temporary = self.folder / "model", self.folder / f"{checkpoints.TEMPORARY}model"
-        with self._disk("model"):
+        with self._disk("model", checkpoints.bytes_of(self._vlm.model, None)):
             _remove(temporary)
             self._vlm.save(temporary)
             _remove(target)
@@ -405,7 +483,7 @@ def _open_folder(args: Any, method: str) -> tuple[Path, bool]:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = args.run_name or "-".join(p for p in (method, data, f"s{args.seed}", stamp) if p)
     folder = Path(args.out) / name
-    if args.run_name and folder.is_dir() and any(folder.iterdir()):
+    if args.run_name and folder.is_dir() and not _never_started(folder):
         raise SightRLError(
             f"{folder} exists already; choose another --run-name, or continue it with --resume {folder}."
         )
@@ -416,13 +494,22 @@ def _open_folder(args: Any, method: str) -> tuple[Path, bool]:
     return folder, False
 
 
+def _never_started(folder: Path) -> bool:
+    """Empty, or left by a run that was killed before it had described itself."""
+    ours = (".lock", "run.json", "versions.json")
+    return all(path.name in ours or path.name.startswith(checkpoints.TEMPORARY) for path in folder.iterdir())
+
+
 def _read_config(folder: Path) -> dict:
+    return _read_object(folder, "config.json")
+
+
+def _read_object(folder: Path, name: str) -> dict:
+    """What a run wrote about itself. Raises SightRLError for a file that is missing or damaged."""
     try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise SightRLError(
-            f"--resume {folder}: no run folder there (config.json is missing or damaged)."
-        ) from error
+        return dict(json.loads((folder / name).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise SightRLError(f"--resume {folder}: no run folder there ({name} is missing or damaged).") from error
 
 
 def _check_same_options(folder: Path, args: Any) -> None:
@@ -432,10 +519,10 @@ def _check_same_options(folder: Path, args: Any) -> None:
     ]
     if differing:
         started = "; ".join(f"{n} was {saved.get(n)!r}, now {given.get(n)!r}" for n in differing[:3])
-        about = json.loads((folder / "run.json").read_text())
+        about = _read_object(folder, "run.json")
         raise SightRLError(
             f"--resume {folder}: other options than at the start ({started}); continue with: "
-            f"{about['command']} --resume {shlex.quote(str(folder))}"
+            f"{about.get('command')} --resume {shlex.quote(str(folder))}"
         )
 
 
@@ -443,9 +530,12 @@ def _newest_unfinished(out: Path, method: str, config: dict) -> Path | None:
     def fits(folder: Path) -> bool:
         if (folder / "summary.json").exists() or not (folder / "run.json").exists():
             return False
-        saved = _read_config(folder)
+        try:
+            saved, about = _read_config(folder), _read_object(folder, "run.json")
+        except SightRLError:  # a damaged folder, or one of another program
+            return False
         same = all(saved.get(n) == config.get(n) for n in set(saved) | set(config) if n not in MAY_DIFFER)
-        return same and json.loads((folder / "run.json").read_text())["method"] == method
+        return same and about.get("method") == method
 
     folders = sorted(out.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((path.parent for path in folders if fits(path.parent)), None)
@@ -584,6 +674,15 @@ def _number(value: Any) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
+def _spelled(value: Any) -> Any:
+    """Numbers that JSON lacks as text: "nan", "inf", "-inf"."""
+    if isinstance(value, dict):
+        return {name: _spelled(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(value: Any) -> Any:
     """Nested values as JSON: tensors and arrays as lists, floats with 6 significant digits, not finite as
     None."""
@@ -640,7 +739,7 @@ class _Display:
             self.live = Live(Group(self.progress, self.phases), console=self.console, refresh_per_second=4)
             self.live.start()
 
-    def update(self, step: int, record: dict[str, Any]) -> None:
+    def update(self, step: int, record: dict[str, Any], notes: list[str]) -> None:
         self.recent = [*self.recent, record["seconds/step"]][-20:]
         steps_left, where = self.total - step - 1, f"step {step + 1}/{self.total}"
         if self.budget_tokens and record.get("tokens_generated"):
@@ -648,7 +747,7 @@ class _Display:
             steps_left = min(steps_left, (step + 1) * max(0.0, 1 / done - 1))
             where = f"step {step + 1}, {min(done, 1):.0%} of {self.budget_tokens:,} tokens"
         left = steps_left * float(np.median(self.recent))
-        numbers = "  ".join([*_headline(record), f"{duration(left)} left"])
+        numbers = "  ".join([*_headline(record), *notes, f"{duration(left)} left"])
         seconds = {n[8:]: s for n, s in record.items() if n.startswith("seconds/") and n != "seconds/step"}
         phases = "  ".join(f"{name} {value:.2f}s" for name, value in seconds.items())
         if self.live is not None:
@@ -662,9 +761,9 @@ class _Display:
 
     def say(self, text: str) -> None:
         if self.live is not None:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(printable(text), markup=False, emoji=False, highlight=False)
         else:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     def close(self) -> None:
         if self.live is not None:

@@ -5,6 +5,7 @@ Nothing here decides what is learned; that is in the method's file.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from common import distributed
 from common.args import CommonArgs
-from common.data import Sample, Stream, open_dataset
+from common.box_frame import put_in_frame
+from common.data import Dataset, Sample, Stream, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, evaluate, print_table
 from common.grpo import has_spread
@@ -30,8 +32,10 @@ WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribu
 
 
 def make_prompt(vlm: VLM, sample: Sample, template: str) -> Prompt:
-    """The sample's question in the template, with its images."""
-    return vlm.prompt(template.replace("{question}", sample.question), sample.load_images())
+    """The sample's question in the template, with its images; its boxes are put into the model's frame."""
+    images = sample.load_images()
+    put_in_frame(sample, vlm, images)
+    return vlm.prompt(template.replace("{question}", sample.question), images)
 
 
 def make_text_prompt(vlm: VLM, template: str, **fields: str) -> Prompt:
@@ -57,8 +61,13 @@ def load_model(args: CommonArgs, needs_reference: bool = False) -> VLM:
 
 def load_stream(args: CommonArgs) -> Stream:
     """The training questions of the options, endless and reshuffled every epoch."""
-    options = {"bad_rows": args.bad_rows, "columns": args.columns, "tasks": args.tasks, "limit": args.limit}
-    return Stream(open_dataset(args.data, "train", seed=args.seed, **options), seed=args.seed)
+    return Stream(opened(args, "train", args.seed, args.limit), seed=args.seed)
+
+
+def opened(args: CommonArgs, split: str, seed: int, limit: int | None = None) -> Dataset:
+    """One split of the data of the options."""
+    return open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, tasks=args.tasks, seed=seed,
+                        limit=limit, allow_outside=args.allow_outside)  # fmt: skip
 
 
 class Budget:
@@ -140,17 +149,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def optimizer_step(vlm: VLM, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> Tensor:
-    """Clip the gradients of all micro-batches (of all processes), update, forget them; their norm, f32 [].
+def optimizer_step(vlm: VLM, optimizer: torch.optim.Optimizer, max_grad_norm: float, averages: Averages) -> None:
+    """Clip the gradients of all micro-batches (of all processes), update, forget them.
 
-    Every process must call it, also one without a micro-batch.
+    NaN or infinity in the gradient, or in a loss of this step so far, in any process: no update in any of them;
+    weights and the optimiser's state stay as they are, to the bit. Adds grad_norm (before clipping) and
+    updates/skipped (0 or 1) to averages. Every process must call it, also one without a micro-batch.
     """
     sum_gradients(vlm.shards)
-    norm = torch.nn.utils.clip_grad_norm_(vlm.trainable(), max_grad_norm)
-    optimizer.step()
+    norm = whole_tensor(torch.nn.utils.clip_grad_norm_(vlm.trainable(), max_grad_norm))
+    finite = all(math.isfinite(value) for value in (norm, averages.sums.get("loss", 0.0)))
+    skipped = distributed.agree(not finite)
+    if not skipped:
+        optimizer.step()
+        gather_weights(vlm.shards)
     optimizer.zero_grad(set_to_none=True)
-    gather_weights(vlm.shards)
-    return whole_tensor(norm)
+    averages.add("grad_norm", norm)
+    averages.add("updates/skipped", torch.tensor(float(skipped)))
 
 
 # ------------------------------------------------------------------------------------------- what was sampled
@@ -160,9 +175,9 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
 
     right: float [N], graded 0/1; terms: reward term -> float [N]; row n belongs to samples[n // G]. Returned
     names: tokens and prompts (counts); reward/mean and reward/<term> (means over responses); accuracy;
-    length, length/correct, length/wrong (tokens); truncated (no end of sequence) and no_answer (nothing
-    readable), shares of responses; habit/<name>, shares of responses, only for the micro-world;
-    groups/zero_spread, share of groups whose rewards are all equal.
+    length, length/correct, length/wrong (tokens); truncated (no end of sequence), no_answer (nothing readable) and
+    wrong_answer (readable, not right), shares of responses; habit/<name>, as many, only for the micro-world;
+    groups/zero_spread, share of groups whose rewards are all equal (without it: groups of one).
     """
     averages, lengths, rewards = Averages(), batch.mask.sum(dim=1), sum(terms.values())  # [N] each
     averages.add("reward/mean", rewards)
@@ -174,8 +189,11 @@ def rollout_metrics(batch: Rollout, samples: list[Sample], right: Tensor,
         if rows.any():
             averages.add(f"length/{name}", lengths, rows)
     averages.add("truncated", batch.truncated)
-    averages.add("no_answer", torch.tensor([parse_state(text) != "ok" for text in batch.texts]))
-    averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
+    unreadable = torch.tensor([parse_state(text) != "ok" for text in batch.texts])
+    averages.add("no_answer", unreadable)
+    averages.add("wrong_answer", ~unreadable & (right.cpu() <= 0.5))
+    if batch.group_size > 1:
+        averages.add("groups/zero_spread", ~has_spread(rewards, batch.group_size))
     if "things" in samples[0].meta:  # the micro-world knows how every answer was reached
         habits = [world_habit(text, samples[n // batch.group_size]) for n, text in enumerate(batch.texts)]
         for habit in ("careful", "sloppy", "blind", "other"):
@@ -210,6 +228,17 @@ def rollout_records(vlm: VLM, batch: Rollout, samples: list[Sample], terms: dict
         if "things" in sample.meta:
             record["habit"] = world_habit(batch.texts[n], sample)
         records.append(record | {name: values[n, :length].tolist() for name, values in per_token.items()})
+    return records
+
+
+def batch_records(vlm: VLM, batch: Rollout, samples: list[Sample], terms: dict[str, Tensor],
+                  advantages: Tensor) -> list[dict]:  # fmt: skip
+    """Records of all groups for Run.save_batch, with the prompt as the model got it and the tokens' log-probabilities
+    as recorded while sampling."""
+    records = []
+    for group, prompt in enumerate(batch.prompts[: len(samples)]):
+        found = rollout_records(vlm, batch, samples, terms, advantages, group, logps=batch.logps)
+        records += [{"prompt": prompt.text, **record} for record in found]
     return records
 
 
@@ -250,8 +279,7 @@ def held_out(args: CommonArgs) -> dict[str, list[Sample]]:
 
 
 def questions(args: CommonArgs, split: str) -> list[Sample]:
-    data = open_dataset(args.data, split, bad_rows=args.bad_rows, columns=args.columns, tasks=args.tasks, seed=0)
-    return data.take(args.eval_questions)
+    return opened(args, split, seed=0).take(args.eval_questions)
 
 
 def ask(vlm: VLM, args: CommonArgs, samples: dict[str, list[Sample]], k: int, max_new_tokens: int, temperature: float,
@@ -278,6 +306,8 @@ def evaluate_held_out(run: Run, vlm: VLM, args: CommonArgs, name: str, max_new_t
     top-p, as the papers evaluate.
     """
     path = run.folder / f"{kind}_{name}.json"
+    if name == "after":
+        run.training_ended()
     if not args.eval_questions:
         return None
     if distributed.from_main(path.exists()):  # a resumed run was evaluated already

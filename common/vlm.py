@@ -92,7 +92,10 @@ class VLM:
             self.base.model.visual.requires_grad_(False)
         self.reference_base: PreTrainedModel | None = None
         self.shards: list[Shards] = []  # filled by sharding.shard
-        self.pixels = Pixels(image_processor, min_pixels, max_pixels)
+        try:
+            self.pixels = Pixels(image_processor, min_pixels, max_pixels)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SightRLError(f"preprocessor_config.json of the model is damaged ({error}); fetch it again.") from None
         self.min_pixels, self.max_pixels = self.pixels.min_pixels, self.pixels.max_pixels
         self.image_token_id: int = self.base.config.image_token_id
         self.eos_ids, self.pad_id = end_and_padding(self.base, tokenizer)
@@ -162,7 +165,11 @@ class VLM:
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         content = [c for c in content if c.get("text") != ""] if images else text
         messages.append({"role": "user", "content": content})
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program, and comes with the model
+            problem = " ".join(str(error).split())[:120]
+            raise SightRLError(f"the tokenizer's chat template fails ({problem}); fetch the model again.") from None
 
     def replace_images(self, prompt: Prompt, images: list[np.ndarray]) -> Prompt:
         """The same prompt with other pictures of the same sizes (uint8 [H, W, 3]); ids and positions stay.
@@ -321,10 +328,23 @@ class VLM:
         return [master(p) for p in self.model.parameters() if p.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor."""
+        """Write weights (safetensors; with LoRA the adapter alone), tokenizer and image processor.
+
+        The processor keeps the pixel limits of this model, so that whoever loads it shows it pictures of these sizes.
+        """
+        self.image_processor.size = {"shortest_edge": self.pixels.min_pixels, "longest_edge": self.pixels.max_pixels}
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of a response to learn, with the end-of-sequence token. Raises SightRLError for a text with a token
+        that is never sampled: its probability is 0, and learning it would break the weights."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if banned := set(self.banned_ids.tolist()).intersection(ids):
+            token = self.token_strings([min(banned)])[0]
+            raise SightRLError(f"the response to learn {text[:60]!r} holds {token}, a mark of pictures; remove it")
+        return [*ids, self.eos_ids[0]]
 
     def decode(self, ids: Tensor | list[int]) -> str:
         """Text without special tokens."""

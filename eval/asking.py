@@ -1,8 +1,9 @@
 """Ask a model the rows of a benchmark: questions about one picture together, every answer on disk at once.
 
-predictions.jsonl gets a line per row, in the order of `plan`: {"id", "row" (without pictures), "responses", "results",
-"truncated", "lengths"}, or {"id", "skipped"}. A killed run goes on behind the last whole line. Batches depend on the
-rows alone and random numbers on the row alone, so a run that was interrupted writes the same bytes as one that was not.
+predictions.jsonl gets a line per row, in the order of `plan`: {"id", "row" (without pictures), "prompt" (all that the
+model read, in the chat format), "responses", "results", "truncated", "lengths"}, or {"id", "skipped"}. A killed run
+goes on behind the last whole line. Batches depend on the rows alone and random numbers on the row alone, so a run that
+was interrupted writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def answer_batch(vlm: VLM, name: str, benchmark: Benchmark, source: Source, batc
         shown = sizes(prompts[question.id], decoded[question.key])
         row = shown | source.with_pictures(row, items, question.where)
         results = [score(benchmark, row, text, scoring, question.where) for text in out.texts[part]]
-        records[question.id] = {"id": question.id, "row": shown | question.row, "responses": out.texts[part],
+        records[question.id] = {"id": question.id, "row": shown | question.row,
+                                "prompt": prompts[question.id].text, "responses": out.texts[part],
                                 "results": [as_json(result) for result in results],
                                 "truncated": truncated[part], "lengths": lengths[part]}  # fmt: skip
     return [records[question.id] for question in batch]

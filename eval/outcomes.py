@@ -420,6 +420,7 @@ def plot(result: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    matplotlib.rcParams["text.parse_math"] = False  # names of tasks and options are text, whatever dollars they hold
     tasks = list(result["methods"][result["method"]]["tasks"])
     effects = {label: measured(row) for label, row in result["methods"].items()}
     names = list(dict.fromkeys(name for found in effects.values() for name in found))

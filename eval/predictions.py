@@ -14,7 +14,7 @@ from typing import Any
 from asking import unique
 from benchmark import Benchmark, Row
 from common.errors import SightRLError
-from common.readers.shared import shown
+from common.readers.shared import DEEPEST, shown, too_deep
 from files import read_file
 from rows import Source, light, prepared
 from scoring import Answered, check_columns, guarded, score, through_json
@@ -61,6 +61,8 @@ def read_predictions(path: Path) -> list[Prediction]:
         where = f"{path} row {number}"
         if not isinstance(row, dict):
             raise SightRLError(f"{where} is no object with named columns; correct it.")
+        if too_deep(row):
+            raise SightRLError(f"{where} has a column nested more than {DEEPEST} levels deep; flatten it.")
         row = {str(name): prepared(cell) for name, cell in row.items()}
         if set(row) != {"id", "skipped"}:  # rows that our own run left out
             predictions.append(one_prediction(row, where))

@@ -23,8 +23,8 @@ class Progress:
         self.quiet, self.bar = not is_main(), None
         console = Console(stderr=True)
         if console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Bar(*columns, console=console)
+            what = TextColumn("{task.description}", markup=False)
+            self.bar = Bar(what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
             self.task = self.bar.add_task(name, total=total, completed=done)
             self.bar.start()
         elif done:

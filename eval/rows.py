@@ -28,7 +28,7 @@ from PIL import Image
 from benchmark import Benchmark, Row, Video
 from common.data import FORMATS, load_image
 from common.errors import SightRLError
-from common.readers.shared import shown
+from common.readers.shared import DEEPEST, is_inside, shown, too_deep
 from common.readers.tables import cause, import_datasets
 from files import READERS, ArrowRows, read_file
 from frames import VIDEOS, sample_frames
@@ -43,7 +43,7 @@ class Source:
 
     def __init__(self, parts: list[tuple[str, Sequence[Row]]], folder: Path | None, media: str = "") -> None:
         """parts: (file or dataset, its raw rows). Relative paths begin in media, else in folder (None: of the hub)."""
-        self.parts = parts
+        self.parts, self.allow_outside = parts, False  # whether paths may lead out of these folders
         places = ([Path(media).expanduser()] if media else []) + ([folder] if folder else [])
         self.roots = [os.path.abspath(place) for place in places]
         if media and not os.path.isdir(self.roots[0]):
@@ -71,6 +71,9 @@ class Source:
             raise SightRLError(f"{self.where(i)} cannot be read ({cause(error)}); fetch the file again.") from None
         if not isinstance(raw, dict):
             raise SightRLError(f"{self.where(i)} is no object with named columns; correct it, {SKIP}.")
+        if too_deep(raw):
+            problem = f"{self.where(i)} has a column nested more than {DEEPEST} levels deep"
+            raise SightRLError(f"{problem}; flatten it, {SKIP}.")
         return {str(name): prepared(cell) for name, cell in raw.items()}
 
     def pictures(self, item: Any, where: str, frames: int) -> list[tuple[Image.Image, float | None]]:
@@ -106,21 +109,20 @@ class Source:
 
     def path(self, name: str, where: str, what: str, names: list[str]) -> Path:
         """The first of the names that exists below the root. Raises SightRLError for none, and for a way out."""
-        if re.match(r"[a-z]{1,10}://|data:", name):
+        if re.match(r"[a-z]{1,10}://|data:", name, re.IGNORECASE):
             problem = f"{where}: {what} {shown(name)} is a web address"
             raise SightRLError(f"{problem}; download it and write its path, {SKIP}.")
         if not self.roots:
-            if os.path.isabs(name) and os.path.isfile(name):  # where the datasets library unpacked it
+            if os.path.isabs(name) and os.path.isfile(name) and (self.allow_outside or is_unpacked(Path(name))):
                 return Path(name)
             problem = f"{where} names {what} {shown(name)}, which the dataset does not hold"
             raise SightRLError(f"{problem}; download it and give its folder with --media FOLDER.")
         for root in self.roots:
             for candidate in names:
                 found = Path(os.path.normpath(os.path.join(root, candidate)))
-                # Names are compared, links are followed: users link picture folders into their data folder.
-                if not found.is_relative_to(root):
-                    problem = f"{where}: {what} {shown(name)} lies outside {root}"
-                    raise SightRLError(f"{problem}; move it there, or give its folder with --media FOLDER.")
+                if not self.allow_outside and not is_inside(found, Path(root)):
+                    problem = f"{where}: {what} {shown(name)} lies outside {root}; move it there"
+                    raise SightRLError(f"{problem}, give its folder with --media FOLDER, or --allow-outside.")
                 try:
                     if found.exists():
                         return found
@@ -128,6 +130,12 @@ class Source:
                     continue
         problem = f"{where}: {what} {shown(name)} does not exist in {' or '.join(self.roots)}"
         raise SightRLError(f"{problem}; add the file, give its folder with --media FOLDER, {SKIP}.")
+
+
+def is_unpacked(path: Path) -> bool:
+    """Whether the datasets library unpacked it: the only place outside of their own that rows of the hub may name."""
+    places = import_datasets().config.HF_DATASETS_CACHE, import_datasets().config.HF_CACHE_HOME
+    return any(is_inside(path, Path(place)) for place in places)
 
 
 # ---------------------------------------------------------------- cells
@@ -202,15 +210,17 @@ def picture_key(item: Any) -> str:
 # ---------------------------------------------------------------- opening
 
 
-def open_rows(name: str, benchmark: Benchmark, place: str = "", media: str = "") -> Source:
+def open_rows(name: str, benchmark: Benchmark, place: str = "", media: str = "", allow_outside: bool = False) -> Source:
     """The rows of a benchmark: at `place` (a local file or folder, or hf:NAME[,CONFIG]), else where it is published.
 
-    Raises SightRLError with the command that fetches the data when there is none.
+    allow_outside: rows may name files outside of the folder. Raises SightRLError with the command that fetches the data
+    when there is none.
     """
     if not place or place.startswith("hf:"):
         source = from_hub(name, (place or benchmark.source).removeprefix("hf:"), benchmark, media)
     else:
         source = from_disk(name, Path(place).expanduser(), benchmark, media)
+    source.allow_outside = allow_outside
     if not len(source):
         raise SightRLError(f"{place or benchmark.source} has no rows for {name}; fetch it again.")
     return source

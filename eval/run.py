@@ -13,9 +13,7 @@ Writes predictions.jsonl, results.json and table.md per benchmark below runs/eva
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import json
 import math
 import re
 import sys
@@ -25,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from common.args import typed
+from common.args import saved_options, typed
 from common.errors import SightRLError, main_guard
 
 FORMS = ("world", "jsonl:", "parquet:", "hf:", "voc:", "coco:", "images:", "nlvr:", "puzzlevqa:")
@@ -73,6 +71,8 @@ class Args:
     """System turn before a benchmark's prompt; default: the benchmark's."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be used: stop with its number, or leave it out and count it."""
+    allow_outside: bool = False
+    """Let rows name pictures and videos outside the folder of the data or --media, also through links."""
     tasks: str = ""
     """Ask only these kinds of the world's or your own questions, e.g. count,locate; default: all."""
     columns: str = ""
@@ -104,13 +104,8 @@ def parse(argv: list[str]) -> Args:
     """The options; with --resume those of that run, on top of which comes what is typed. Raises SightRLError."""
     saved: dict[str, Any] = {}
     if folder := typed(argv, "resume"):
-        try:
-            saved = json.loads((Path(folder) / "options.json").read_text(encoding="utf-8")) | {"resume": folder}
-        except (OSError, ValueError, TypeError):
-            problem = "no run is there (options.json is missing or damaged)"
-            raise SightRLError(f"--resume {folder}: {problem}; give the folder of a run.") from None
-    known = {field.name for field in dataclasses.fields(Args)}
-    default = Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k in known})
+        saved = saved_options(Args, Path(folder) / "options.json") | {"resume": folder}
+    default = Args(**saved)
     return tyro.cli(Args, args=argv, default=default, description=__doc__)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import Benchmark
 from common.errors import SightRLError
+from escape import code, markdown
 from scoring import Answered, judged, lines, share
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def table(benchmark: Benchmark, found: dict[str, Any]) -> str:
     for n, line in enumerate(found["lines"]):
         cells = [with_interval(line), *([number(line["pass@k"])] if k > 1 else [])]
         cells += [with_interval(rule_lines[n]) if n < len(rule_lines) else ""] if rule_only else []
-        rows.append(f"| {line['name'].replace('|', '/')} | {' | '.join(cells)} | {line['count']} |")
-    title = f"`{found['model']}` on {benchmark.title}, {found['scoring']} scoring"
+        rows.append(f"| {markdown(line['name'])} | {' | '.join(cells)} | {line['count']} |")
+    title = f"{code(found['model'])} on {benchmark.title}, {found['scoring']} scoring"
     return "\n".join([title, "", *rows, "", *facts(benchmark, found)]) + "\n"
 
 
@@ -119,21 +120,22 @@ def facts(benchmark: Benchmark, found: dict[str, Any]) -> list[str]:
     answers = "one answer" if found["k"] == 1 else f"{found['k']} answers"
     votes = settings.get("votes", 1)
     what = f"{found['rows']} rows" if votes == 1 else f"{found['rows']} votes, {votes} to a row"
-    texts = [f"{what} ({found['source']}, {found['split']}), {answers} each; 95 % intervals."]
+    texts = [f"{what} ({markdown(found['source'])}, {found['split']}), {answers} each; 95 % intervals."]
     if benchmark.size and found["rows"] != benchmark.size * votes:
         texts.append(f"The published split has {benchmark.size} rows: this is a part of it.")
     if found["missing"]:
         texts.append(f"{found['missing']} rows without a prediction are left out.")
     if found["skipped"]:
-        texts.append(f"{len(found['skipped'])} rows that cannot be used are left out; the first: {found['skipped'][0]}")
+        texts.append(f"{len(found['skipped'])} rows that cannot be used are left out; the first: "
+                     f"{markdown(found['skipped'][0])}")  # fmt: skip
     if found["repeated"]:
         texts.append(f"{found['repeated']} rows repeat the name of an earlier row.")
     help_is_near = rule["undecided"] and "judge" not in found and benchmark.judge_score is not None
     texts.append(f"No rule could read an answer in {rule['undecided']:.1%} of the responses"
                  f"{'; --judge decides them' if help_is_near else ''}.")  # fmt: skip
     if judge := found.get("judge"):
-        texts.append(judge["about"] or f"The judge {found['judge_spec']} was asked about {judge['asked']} responses; "
-                     f"{found['undecided']:.1%} stayed undecided.")  # fmt: skip
+        texts.append(judge["about"] or f"The judge {markdown(found['judge_spec'])} was asked about {judge['asked']} "
+                     f"responses; {found['undecided']:.1%} stayed undecided.")  # fmt: skip
     if settings:
         how = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']:g}"
         tokens, pixels = settings["max_new_tokens"], f"{settings['min_pixels']} to {settings['max_pixels']}"
@@ -156,7 +158,8 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
     rows = ["| benchmark | metric | scoring | | rows |", "|---|---|---|---:|---:|"]
     for found in results:
         line = found["lines"][0] if found["lines"] else {"value": None, "interval": None}
-        cells = (found["benchmark"], found["metric"], found["scoring"], with_interval(line), str(found["rows"]))
+        name = markdown(found["benchmark"])
+        cells = (name, found["metric"], found["scoring"], with_interval(line), str(found["rows"]))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
@@ -208,14 +211,14 @@ def compare_runs(first: Path, second: Path) -> str:
         paired = compare_evaluations(old, new)
         stats, test = paired["overall"], paired["mcnemar"]
         low, high = (f"{100 * end:+.1f}" for end in stats["interval"])
-        cells = [name, f"{100 * stats['before']:.1f}", f"{100 * stats['after']:.1f}",
+        cells = [markdown(name), f"{100 * stats['before']:.1f}", f"{100 * stats['after']:.1f}",
                  f"{100 * stats['difference']:+.1f} [{low}, {high}]", str(stats["questions"]), str(test["gained"]),
                  str(test["lost"]), f"{test['p']:.3g}"]  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
         notes += differences(name, old_found, new_found, (len(old.records), len(new.records), stats["questions"]))
     what = ("Mean scores of the rows that both answered, in per cent, with 95 % intervals of the paired differences; "
             "p: McNemar's exact test on rows that turned right (gained) or wrong (lost).")  # fmt: skip
-    return "\n".join([f"first: {first}, second: {second}", "", *rows, "", what, *notes]) + "\n"
+    return "\n".join([f"first: {markdown(first)}, second: {markdown(second)}", "", *rows, "", what, *notes]) + "\n"
 
 
 def differences(name: str, old: dict[str, Any], new: dict[str, Any], counts: tuple[int, int, int]) -> list[str]:

@@ -86,7 +86,7 @@ def prepare(args: Args, name: str, benchmark: Benchmark, file: Path, place: str)
     votes = k if benchmark.again else 1
     sampling = Sampling(k // votes, temperature, args.top_p, tokens, args.seed, args.frames, prompt, system)
     scoring = choose_scoring(name, benchmark, args.scoring)
-    source = open_rows(name, benchmark, place, args.media)
+    source = open_rows(name, benchmark, place, args.media, args.allow_outside)
     questions, skipped = survey(name, benchmark, source, scoring, args.limit, prompt, args.bad_rows, votes)
     names = ("model", "media", "limit", "bad_rows", "min_pixels", "max_pixels", "dtype", "batch", "device")
     settings = {option: getattr(args, option) for option in names} | dataclasses.asdict(sampling) | {
@@ -137,7 +137,7 @@ def score_file(args: Args, chosen: Chosen, forms: list[str]) -> None:
     scoring, predictions = choose_scoring(name, benchmark, args.scoring), read_predictions(path)
     lacking = own_rows(benchmark, predictions)
     try:
-        source = open_rows(name, benchmark, place, args.media) if place or lacking else None
+        source = open_rows(name, benchmark, place, args.media, args.allow_outside) if place or lacking else None
     except SightRLError as error:
         raise error if place else SightRLError(f"{path} has no column {lacking!r}, and {error}") from None
     answered, skipped, missing = score_predictions(name, benchmark, scoring, predictions, source, path, args.limit,

@@ -258,7 +258,7 @@ def main(args: Args) -> None:
     import torch
 
     from common.distributed import is_main, share
-    from common.facts import make_facts, oracle, perceived, perception_effects
+    from common.facts import make_facts, oracle, perceived, perception_effects, verdicts
     from common.grpo import aggregate, clipped_tokens, has_spread, keep_groups, kl_estimate
     from common.judge import open_judge
     from common.logprob import micro_batches, response_logps
@@ -267,6 +267,7 @@ def main(args: Args) -> None:
     from common.training import (
         Averages,
         Budget,
+        batch_records,
         conclude,
         evaluate_held_out,
         group_lengths,
@@ -288,7 +289,8 @@ def main(args: Args) -> None:
     world = args.data.split(":")[0] == "world"
     judge = None  # the first process asks for all of them
     if is_main() and (world or args.visual_weight):
-        judge = open_judge(args.judge, cache=run.folder / "judge.jsonl", oracle=oracle if world else None)
+        rules = dict(oracle=oracle if world else None, readable=verdicts)
+        judge = open_judge(args.judge, cache=run.folder / "judge.jsonl", **rules)
     vlm = load_model(args, needs_reference=args.kl_coef != 0)
     optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     stream = load_stream(args)
@@ -331,6 +333,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
+            run.log(step, metrics | {"groups/used": 0})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]
@@ -393,7 +396,7 @@ def main(args: Args) -> None:
                     averages.add("clip/high", above, mask)
                     averages.add("loss", loss * len(micros))
                 if micros:
-                    averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+                    optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()
@@ -403,6 +406,8 @@ def main(args: Args) -> None:
             with run.phase("evaluate"):
                 metrics |= validate(vlm, args, args.max_new_tokens, graded)
         run.log(step, metrics)
+        if metrics.get("updates/skipped"):  # NaN or infinity: nothing was learned, see why
+            run.save_batch(step, batch_records(vlm, batch, samples, terms, advantages))
         if args.log_rollouts_every and step % args.log_rollouts_every == 0:
             run.log_rollouts(step, rollout_records(vlm, batch, samples, terms, advantages))
         if run.checkpoint_due(step) or budget.spent():

@@ -149,7 +149,7 @@ def main(args: Args) -> None:
                 loss.backward()
                 averages.add("loss", -logps, part_mask)
                 averages.add("entropy", entropy, part_mask)
-            averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+            optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 3. Log, evaluate, checkpoint.
         metrics = {"tokens": int(mask.sum()), "tokens_generated": budget.tokens, **averages.result(),
@@ -159,6 +159,10 @@ def main(args: Args) -> None:
             with run.phase("evaluate"):
                 metrics |= validate(vlm, args, args.max_new_tokens)
         run.log(step, metrics)
+        if metrics["updates/skipped"]:  # NaN or infinity: nothing was learned, see why
+            rows = zip(samples, prompts, texts, strict=True)
+            run.save_batch(step, [{"sample_id": sample.id, "prompt": prompt.text, "images": prompt.images,
+                                   "response": text} for sample, prompt, text in rows])  # fmt: skip
         if run.checkpoint_due(step) or budget.spent():
             run.checkpoint(step, vlm, optimizer, stream=stream, budget=budget)
         if run.stop_requested:

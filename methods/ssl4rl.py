@@ -218,6 +218,7 @@ def main(args: Args) -> None:
     from common.training import (
         Averages,
         Budget,
+        batch_records,
         conclude,
         group_lengths,
         group_rows,
@@ -314,7 +315,7 @@ def main(args: Args) -> None:
                     averages.add("clip/high", above, mask)
                     averages.add("loss", loss * len(micros))
                 if micros:
-                    averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+                    optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()
@@ -323,6 +324,8 @@ def main(args: Args) -> None:
             with run.phase("evaluate"):
                 metrics |= validate(vlm, args, args.max_new_tokens)
         run.log(step, metrics)
+        if metrics.get("updates/skipped"):  # NaN or infinity: nothing was learned, see why
+            run.save_batch(step, batch_records(vlm, batch, samples, terms, advantages))
         if args.log_rollouts_every and step % args.log_rollouts_every == 0:
             run.log_rollouts(step, rollout_records(vlm, batch, samples, terms, advantages))
         if run.checkpoint_due(step) or budget.spent():

@@ -260,6 +260,7 @@ def main(args: Args) -> None:
         Averages,
         Budget,
         ask,
+        batch_records,
         conclude,
         group_lengths,
         group_rows,
@@ -316,6 +317,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
+            run.log(step, metrics | {"groups/used": 0})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]
@@ -377,7 +379,7 @@ def main(args: Args) -> None:
                     averages.add("clip/high", above, mask)
                     averages.add("loss", loss * len(micros))
                 if micros:
-                    averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+                    optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()
@@ -389,6 +391,8 @@ def main(args: Args) -> None:
                 found = ask(vlm, args, val, 1, args.max_new_tokens, 0.0, partial(finds, args))
                 metrics |= {"val/accuracy": found.summary()["overall"]["avg@k"]}
         run.log(step, metrics)
+        if metrics.get("updates/skipped"):  # NaN or infinity: nothing was learned, see why
+            run.save_batch(step, batch_records(vlm, batch, samples, terms, advantages))
         if args.log_rollouts_every and step % args.log_rollouts_every == 0:
             run.log_rollouts(step, rollout_records(vlm, batch, samples, terms, advantages))
         if run.checkpoint_due(step) or budget.spent():

@@ -181,6 +181,7 @@ def main(args: Args) -> None:
     from common.training import (
         Averages,
         Budget,
+        batch_records,
         conclude,
         description_effects,
         evaluate_held_out,
@@ -287,7 +288,7 @@ def main(args: Args) -> None:
                     averages.add("clip/low", below, mask)
                     averages.add("clip/high", above, mask)
                     averages.add("loss", loss * len(work))
-                averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+                optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()
@@ -296,6 +297,8 @@ def main(args: Args) -> None:
             with run.phase("evaluate"):
                 metrics |= validate(vlm, args, args.max_new_tokens)
         run.log(step, metrics)
+        if metrics.get("updates/skipped"):  # NaN or infinity: nothing was learned, see why
+            run.save_batch(step, batch_records(vlm, batch, samples, terms, advantages[0]))
         if args.log_rollouts_every and step % args.log_rollouts_every == 0:
             run.log_rollouts(step, rollout_records(vlm, batch, samples, terms, advantages[0]))
         if run.checkpoint_due(step) or budget.spent():

@@ -3,20 +3,19 @@
 Paper: arXiv 2505.14677 (May 2025). Code: github maifoundations/Visionary-R1.
 
     python methods/visionary_r1.py                        # the tiny VLM on the micro-world, minutes on a laptop
-    python methods/visionary_r1.py --caption-weight 0     # the control: GRPO in the same layout
+    python methods/visionary_r1.py --preset tiny-think    # the second call may think; its control: --caption-weight 0
     python methods/visionary_r1.py --preset paper-3b --data jsonl:qa.jsonl
 
-GRPO on easy questions learns shortcuts: it hardly looks and hardly reasons. Here a response must describe the picture,
-then think, then answer, and the same model must find the answer in the caption alone; to a caption that answers or
-reasons it says "Hacking Sample", which earns nothing. The KL to the starting model falls to zero along a cosine.
-Published (MathVista, 3B, same data): base 61.5, supervised 54.6, GRPO 61.8, Visionary-R1 69.4.
+GRPO on easy questions learns shortcuts. Here a response must describe the picture, then think, then answer, and the same
+model must find the answer in the caption alone; to one that answers or reasons it says "Hacking Sample", which earns
+nothing. The KL falls along a cosine. Published (MathVista, 3B): base 61.5, SFT 54.6, GRPO 61.8, Visionary-R1 69.4.
 Differences from the paper:
 1. --bugs reproduces those of the code: "growing" (the caption term counts n times at step n), "shifted" (see below).
 2. No top_k (50 in the code). The KL falls over the run (its steps or its token budget), in the code over one epoch.
 3. Boxes and the micro-world are graded as in the other methods. Type: column problem_type, or --columns task=NAME.
 
-Expect (results/visionary_r1.json; 5 seeds, 300,000 tokens): accuracy 0.434 -> 0.605, without the caption reward 0.616
-(-0.011 [-0.028, +0.006]); facts in the captions 0.466 -> 0.503 (0.488; +0.015 [-0.150, +0.226]): no effect here yet.
+Expect (results/visionary_r1.json; 5 seeds, 300,000 tokens): facts in captions FFF, FFF with tiny-think, FFF without the
+reward; accuracy 0.605, FFF, 0.616. One word from a perfect caption is right in 19 %, from an empty one in 17 %: noise.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Args(CommonArgs):
-    preset: Literal["tiny", "paper-3b"] = "tiny"
-    """A set of defaults: tiny is for a laptop, paper-3b has the published values. What you type wins."""
+    preset: Literal["tiny", "tiny-think", "paper-3b"] = "tiny"
+    """A set of defaults: tiny and tiny-think (see Expect) are for a laptop, paper-3b has the published values."""
 
     # ---- Visionary-R1
     prompt: str = ("{question}\nDescribe the picture inside <info> </info>, think inside <think> </think>, then give "
@@ -98,6 +97,8 @@ class Args(CommonArgs):
 
 PRESETS = {
     "tiny": dict(steps=80),  # a step asks twice; the rest: the defaults above
+    "tiny-think": dict(steps=80, caption_weight=1.0, caption_prompt="Description: {caption}\n{question}\nThink inside "
+                       "<think> </think>, then give the final answer in \\boxed{}."),
     "paper-3b": dict(
         model="Qwen/Qwen2.5-VL-3B-Instruct", data="jsonl:train.jsonl", max_pixels=2_359_296, gpus=8, lr=5e-7,
         gradient_checkpointing=True, steps=4875, prompts_per_step=56, max_new_tokens=768, temperature=0.9,
@@ -194,6 +195,7 @@ def main(args: Args) -> None:
     from common.training import (
         Averages,
         Budget,
+        batch_records,
         conclude,
         description_effects,
         evaluate_held_out,
@@ -293,7 +295,7 @@ def main(args: Args) -> None:
                     averages.add("entropy", entropy, mask)
                     averages.add("loss", loss * len(micros))
                 if micros:
-                    averages.add("grad_norm", optimizer_step(vlm, optimizer, args.max_grad_norm))
+                    optimizer_step(vlm, optimizer, args.max_grad_norm, averages)
 
         # ---- 5. Log, evaluate, checkpoint.
         metrics |= averages.result()
@@ -302,6 +304,8 @@ def main(args: Args) -> None:
             with run.phase("evaluate"):
                 metrics |= validate(vlm, args, args.max_new_tokens, accuracy)
         run.log(step, metrics)
+        if metrics.get("updates/skipped"):  # NaN or infinity: nothing was learned, see why
+            run.save_batch(step, batch_records(vlm, batch, samples, terms, advantages))
         if args.log_rollouts_every and step % args.log_rollouts_every == 0:
             run.log_rollouts(step, rollout_records(vlm, batch, samples, terms, advantages))
         if run.checkpoint_due(step) or budget.spent():

@@ -26,6 +26,7 @@ import scoring
 import tasks
 from benchmarks import detection, refcoco
 from common.judge import Judge
+from escape import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {name: benchmark for name, (benchmark, _) in scoring.find_benchmarks()[0].items()}
@@ -360,7 +361,7 @@ def test_a_run_and_its_predictions_give_the_same_table(name, rule, asked, tmp_pa
     assert math.isfinite(found["lines"][0]["value"]) and not found["skipped"] and found["scoring"] == rule
     text = (folder / "table.md").read_text()
     assert benchmark.title in text and benchmark.metric in text
-    assert all(f"| {line['name']} |" in text for line in found["lines"])
+    assert all(f"| {markdown(line['name'])} |" in text for line in found["lines"])
     again = {}
     for form, more in (("alone", ()), ("with data", ("--data", str(data(asked, name)), "--limit", str(LIMIT)))):
         evaluate("--predictions", str(folder / "predictions.jsonl"), "--benchmarks", name, "--scoring", rule,

@@ -164,6 +164,35 @@ def test_one_bad_prompt_costs_only_itself(server):
     assert judge(["bad", "a", "bad", "b"]) == ["", "re: a", "", "re: b"] and judge.lost == 1
 
 
+def test_a_bad_prompt_alone_is_not_held_against_the_server(server):
+    """As in a resumed run, which has heard the verdicts on all the others."""
+    server.script = lambda prompt: [(500, {}, b"oops")] * 9 if prompt == "bad" else []
+    judge = judge_of(server)
+    assert judge(["bad"]) == [""] and judge.lost == 1
+    server.script = lambda prompt: [(400, {}, b"too long")] * 9 if prompt.startswith("bad") else []
+    with pytest.raises(SightRLError, match="too long"):  # but many of them and nothing else are no accident
+        judge([f"bad {i}" for i in range(8)])
+
+
+@pytest.mark.parametrize("trouble", [(503, {}, b"loading"), (500, {}, b"oops"), "close", b"<html>", CUT])
+def test_a_server_that_breaks_in_the_middle_stops_everything(server, trouble, tmp_path):
+    """Else the prompts that came after would count as lost, and be learned from."""
+    server.script = lambda prompt: [trouble] * 99 if len(server.tries) > 4 else []
+    with pytest.raises(SightRLError, match="the judge at"):
+        judge_of(server, tmp_path / "c.jsonl")([str(i) for i in range(20)])
+    heard = len(read_cache(tmp_path / "c.jsonl"))
+    server.script = []
+    assert judge_of(server, tmp_path / "c.jsonl")([str(i) for i in range(20)])[7] == "re: 7" and 0 < heard < 20
+
+
+def test_replies_that_nobody_can_read_are_not_kept(server, tmp_path):
+    server.script = lambda prompt: [completion("banana")] * 99 if prompt.startswith("odd") else []
+    judge = judge_of(server, tmp_path / "c.jsonl", readable=lambda reply: reply != "banana")
+    assert judge(["odd", "a"]) == ["", "re: a"] and judge.lost == 1 and len(read_cache(tmp_path / "c.jsonl")) == 1
+    with pytest.raises(SightRLError, match=r"answers none of 9 questions in the form asked for, but 'banana'"):
+        judge([f"odd {i}" for i in range(9)])
+
+
 def test_a_wrong_key_stops_everything_although_others_were_answered(server):
     server.script = lambda prompt: [(403, {}, b"")] * 9 if prompt == "9" else []
     with pytest.raises(SightRLError, match="JUDGE_API_KEY"):

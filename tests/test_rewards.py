@@ -38,7 +38,7 @@ def sample(answer: str, answer_type: str = "text", **meta: object) -> Sample:
         (r"\boxed{3} then \boxed{4}", "3", 0.0),
         (r"\boxed{1/2}", "2/4", 0.0),
         (r"\boxed{\frac{1}{2}}", "0.5", 1.0),
-        ("no box", "None", 1.0),
+        ("no box", "None", 0.0),  # 1 in VPPO's code: an answer that was cut off is no answer "None"
         (r"<think>a</think> \boxed{12}", "12", 1.0),
     ],
 )

@@ -387,6 +387,22 @@ def test_first_signal_finishes_the_step_and_saves(tmp_path, capsys, number):
     assert checkpoints.latest_checkpoint(run.folder / "checkpoints").name == "step-00000000"
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, capfd):
+    """The loop does not look again after it; the evaluation that follows may take hours."""
+    run = Run(Args(out=str(tmp_path), run_name="s"), "toy", 1)
+    vlm, stream = ToyVLM(), Stream(0)
+    run.resume(vlm, None, stream=stream)
+    run.log(0, {"loss": 1.0})
+    assert run.checkpoint_due(0)
+    os.kill(os.getpid(), signal.SIGINT)
+    run.checkpoint(0, vlm, None, stream=stream)
+    assert not run.stop_requested
+    with pytest.raises(KeyboardInterrupt):
+        run.training_ended()
+    assert "Stopped; continue with: python" in capfd.readouterr().err
+    run.close()
+
+
 # ---------------------------------------------------------------- disks that say no
 
 
@@ -402,7 +418,8 @@ def test_full_disk_is_one_sentence_and_keeps_the_old_checkpoint(tmp_path, monkey
 
     monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.raises(
-        SightRLError, match=r"the disk is full; free some space\. Then continue with: .*--resume"
+        SightRLError,
+        match=r"the disk is full \(\d+\.\d MB free, about 1\.\d MB needed\); free some space\. Then continue with: ",
     ):
         train(args)
     folder = tmp_path / "full" / "checkpoints"

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.data import Sample, bad_row, hash_fraction, official_part
 from common.errors import SightRLError
-from common.readers.shared import Options, folder_of, in_split, json_rows, lettered, locate, picture_key, wrap
+from common.readers.shared import Options, folder_of, in_split, json_rows, lettered, locate, picture_key, shown, wrap
 
 # ------------------------------------------------------------------------------------------------------- NLVR
 # Picture k of an example shows its three boxes in this order (checked against the published pictures).
@@ -99,7 +99,7 @@ def nlvr_samples(row: dict[str, Any], split_dir: Path, options: Options, where: 
         first, second, third = (nlvr_things(box) for box in row["structured_rep"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise bad_row(
-            f"{where} is no NLVR example ({type(error).__name__}: {error})", "fetch the file again"
+            f"{where} is no NLVR example ({shown(f'{type(error).__name__}: {error}')})", "fetch the file again"
         ) from None
     samples = []
     for k, order in enumerate(BOX_ORDERS):
@@ -190,7 +190,7 @@ def puzzle_sample(row: dict[str, Any], folder: Path, pattern: str, options: Opti
         question = f"{row['question']}\n{lettered(choices)}\nAnswer with the letter of the right option."
         image = str(row["image"])
     except (KeyError, TypeError, ValueError) as error:
-        problem = f"{where} is no PuzzleVQA puzzle ({type(error).__name__}: {error})"
+        problem = f"{where} is no PuzzleVQA puzzle ({shown(f'{type(error).__name__}: {error}')})"
         raise bad_row(problem, "fetch the file again") from None
     path = locate(image, folder, options, where)
     meta = texts | {"choices": choices, "chance": 1 / len(choices), "answer_text": answer}

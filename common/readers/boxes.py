@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 
 from common.data import SHARES, Sample, bad_row, cut, hash_fraction, load_image, official_part
 from common.errors import SightRLError
-from common.readers.shared import PICTURES, Options, folder_of, in_split, locate, split_place, wrap
+from common.readers.shared import PICTURES, Options, folder_of, in_split, locate, shown, split_place, wrap
 
 
 @dataclass
@@ -110,6 +111,14 @@ def clean_box(numbers: Sequence[Any], size: tuple[int, int]) -> tuple[int, int, 
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
+def clean_label(text: str, where: str) -> str:
+    """A label on one line. Raises SightRLError for one that would be more than a word of the question to the model."""
+    label = " ".join(text.split())
+    if len(label) > 200 or "<image>" in label or "<|" in label or not label.isprintable():
+        raise SightRLError(f"{where}: the label {shown(label)!r} is no name of a thing; rename it.")
+    return label
+
+
 def add_box(picture: Annotated, label: str, numbers: Sequence[Any], options: Options) -> None:
     """Add a box, or mark its label as unsure in this picture and note it."""
     box = clean_box(numbers, picture.size)
@@ -117,7 +126,7 @@ def add_box(picture: Annotated, label: str, numbers: Sequence[Any], options: Opt
         picture.boxes.append((label, box))
         return
     picture.unsure.add(label)
-    what = f"the {label} box {box_text(numbers)} encloses nothing"
+    what = f"the {label} box {shown(box_text(numbers))} encloses nothing"
     options.notes.append(f"{picture.where}: {what}, so no question about {label} is asked on {picture.name}.")
 
 
@@ -126,22 +135,22 @@ def read_voc_file(file: Path, images: Path, options: Options) -> Annotated:
     """One Annotations/*.xml. Raises SightRLError."""
     try:
         data = file.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        if any(mark in data.replace(b"\0", b"") for mark in (b"<!DOCTYPE", b"<!ENTITY")):  # zeros: UTF-16
             raise ValueError("it declares entities")
         tree = ElementTree.fromstring(data)
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise bad_row(f"{file} is no readable XML ({error})", "correct it") from None
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise bad_row(f"{file} is no readable XML ({shown(error)})", "correct it") from None
     # The file's own name counts: <filename> is often that of an older version.
     names = [file.stem + end for end in PICTURES] + [Path(tree.findtext("filename") or "none").name]
     path = next((images / name for name in names if (images / name).is_file()), None)
     if path is None:
         raise bad_row(f"{file}: there is no picture {file.stem}.* in {images}", "add the file")
     numbers = [(tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
-    size = tuple(int(v) for v in numbers if v.isascii() and v.isdigit() and int(v[:9]) > 0)
+    size = tuple(int(v) for v in numbers if re.fullmatch(r"[0-9]{1,9}", v) and int(v) > 0)
     size = size if len(size) == 2 else load_image(path, str(file)).size
     picture = Annotated(file.stem, path, size, [], set(), str(file))
     for thing in tree.iter("object"):
-        label = " ".join((thing.findtext("name") or "object").split())
+        label = clean_label(thing.findtext("name") or "object", picture.where)
         box = [thing.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
         add_box(picture, label, box, options)
     return picture
@@ -203,18 +212,20 @@ def read_coco(place: str, options: Options) -> Questions:
     file = files.get(part, path)
     try:
         data = json.loads(file.read_bytes())
-        labels = {c["id"]: str(c["name"]) for c in data["categories"]}
+        labels = {c["id"]: clean_label(str(c["name"]), str(file)) for c in data["categories"]}
         by_picture: dict[Any, list] = defaultdict(list)
         for annotation in data["annotations"]:
             by_picture[annotation["image_id"]].append(annotation)
         records = [(r["id"], str(r["file_name"]), int(r["width"]), int(r["height"])) for r in data["images"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = f"is no COCO file with images, annotations and categories ({type(error).__name__}: {error})"
+        records = [record for record in records if by_picture[record[0]] is not None]  # an id must be a possible key
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        said = shown(f"{type(error).__name__}: {error}")
+        problem = f"is no COCO file with images, annotations and categories ({said})"
         raise SightRLError(f"{file} {problem}; give an instances JSON file.") from None
     root = image_dir or coco_root(file, records[0][1] if records else "")
     pictures = []
     for number, name, width, height in records:
-        where = f"{file} image {number}"
+        where = f"{file} image {shown(number)}"
         try:
             picture = Annotated(name, locate(name, root, options, where), (width, height), [], set(), where)
             for annotation in by_picture[number]:
@@ -227,10 +238,11 @@ def read_coco(place: str, options: Options) -> Questions:
 
 def add_coco_box(picture: Annotated, annotation: dict, labels: dict[Any, str], options: Options) -> None:
     """Add one annotation to its picture. Raises SightRLError for an unknown category or no box."""
-    label, box = labels.get(annotation.get("category_id")), annotation.get("bbox")
+    kind, box = annotation.get("category_id"), annotation.get("bbox")
+    label = labels.get(kind) if isinstance(kind, (int, float, str)) else None
     four = isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
     if label is None or not four:
-        problem = f"annotation {annotation.get('id')} has no known category or no [x, y, width, height]"
+        problem = f"annotation {shown(annotation.get('id'))} has no known category or no [x, y, width, height]"
         raise bad_row(f"{picture.where}: {problem}", "correct it")
     if annotation.get("iscrowd"):
         picture.unsure.add(label)

@@ -14,6 +14,7 @@ from typing import Any
 from common.data import Sample, bad_row, cut
 from common.errors import SightRLError
 
+DEEPEST = 50  # levels of a row's lists and objects
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".ppm")
 
 
@@ -81,19 +82,18 @@ def picture_key(image: Any) -> str:
 
 
 def locate(name: Any, root: Path, options: Options, where: str) -> Path:
-    """Path of a picture named in a row, relative to root. Raises SightRLError if missing or outside."""
+    """Path of a picture named in a row, relative to root. Raises SightRLError if missing or outside, links followed."""
     name = name.get("path") if isinstance(name, dict) else name
     if not isinstance(name, str) or not name:
         raise bad_row(f"{where} names no picture file but {shown(name)!r}", "write a path")
-    if re.match(r"[a-z]{1,10}://|data:", name):
+    if re.match(r"[a-z]{1,10}://|data:", name, re.IGNORECASE):
         raise bad_row(
             f"{where}: the picture {shown(name)} is a web address", "download it and write its path"
         )
     path = Path(os.path.normpath(root / name))
-    # Names are compared, links are followed: users link picture folders into their data folder.
-    if not options.allow_outside and not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        problem = f"lies outside {root}; move it there, or give its folder after a comma in --data"
-        raise SightRLError(f"{where}: the picture {shown(name)} {problem}.")
+    if not options.allow_outside and not is_inside(path, root):
+        fix = "move it there, give its folder after a comma in --data, or allow it with --allow-outside"
+        raise SightRLError(f"{where}: the picture {shown(name)} lies outside {root}; {fix}.")
     try:
         exists = path.is_file()
     except (OSError, ValueError):
@@ -101,6 +101,30 @@ def locate(name: Any, root: Path, options: Options, where: str) -> Path:
     if not exists:
         raise bad_row(f"{where}: the picture {shown(name)} does not exist in {root}", "add the file")
     return path
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects lie in one another more than DEEPEST levels deep: functions that walk through them
+    could end there."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for item in level if isinstance(item, (dict, list, tuple))
+                 for part in (item.values() if isinstance(item, dict) else item)]  # fmt: skip
+        if not level:
+            return False
+    return True
+
+
+def is_inside(path: Path, root: Path) -> bool:
+    """Whether a file lies in the folder once links are followed. The Hugging Face cache keeps every snapshot as links
+    to the folder blobs beside it, which counts as inside."""
+    try:
+        real, base = (Path(os.path.realpath(place)) for place in (path, root))
+    except (OSError, ValueError):  # a name that no file can have, such as one with NUL
+        real, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    snapshot = next((folder for folder in (base, *base.parents) if folder.parent.name == "snapshots"), None)
+    blobs = [snapshot.parent.parent / "blobs"] if snapshot else []
+    return any(real.is_relative_to(folder) for folder in (base, *blobs))
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, int, Any]]:

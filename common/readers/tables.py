@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from common.data import PARTS, Sample, bad_row, cut, linked, official_part
 from common.errors import SightRLError
 from common.maths import is_integer
 from common.readers.shared import (
+    DEEPEST,
     PICTURES,
     Options,
     in_split,
@@ -23,6 +25,7 @@ from common.readers.shared import (
     picture_key,
     shown,
     split_place,
+    too_deep,
 )
 from common.rewards import last_boxed, parse_box, yes_no
 
@@ -38,6 +41,7 @@ COLUMNS = {
 }
 RESERVED = ("size", "split", "things")  # names that mean something in Sample.meta
 ANSWER_TYPES = ("text", "number", "option", "box", "boxes", "yesno")
+LONGEST = 200_000  # characters of a question: more than the context of any model here, and room for notes in it
 SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,40}\|>")
 BOX_WORDS = re.compile(r"box|coordinate|locat|region|detect", re.IGNORECASE)
 
@@ -70,6 +74,7 @@ def column(row: dict[str, Any], name: str, options: Options, where: str) -> Any:
 def required(row: dict[str, Any], name: str, options: Options, where: str) -> Any:
     """As column(), but it must be there and not be empty. Raises SightRLError."""
     value = column(row, name, options, where)
+    value = "" if isinstance(value, float) and math.isnan(value) else value  # how tables write an empty cell
     if value is None and name not in options.columns:
         raise bad_row(
             f"{where} has no {name} (columns: {names_of(row)})", f"name it with --columns {name}=COLUMN"
@@ -83,8 +88,10 @@ def pictures_of(row: dict[str, Any], options: Options, where: str) -> list[Any]:
     """Cells of the picture column, in order; [] for a row of text.
 
     Raises SightRLError when no picture column is found but another one seems to hold pictures: training blind
-    on a misnamed column would go unnoticed.
+    on a misnamed column would go unnoticed. The first look at a row: also for one that is nested too deeply.
     """
+    if too_deep(row):
+        raise bad_row(f"{where} has a column that is nested more than {DEEPEST} levels deep", "flatten it")
     value = column(row, "images", options, where)
     if value is None and "images" not in options.columns:
         known = {name for names in COLUMNS.values() for name in names} | set(options.columns.values())
@@ -127,7 +134,7 @@ def read_turns(turns: list[Any], where: str) -> tuple[str, str | None]:
             content = "".join(
                 "<image>" if p.get("type") == "image" else str(p.get("text") or "") for p in parts
             )
-        texts[roles.get(str(role), str(role))].append(str(content))
+        texts[roles.get(str(role), str(role))].append("" if content is None else str(content))
     if len(texts["user"]) != 1:
         raise bad_row(
             f"{where}: the conversation has {len(texts['user'])} user turns and one is supported", "keep one"
@@ -172,16 +179,43 @@ def read_question(row: dict[str, Any], images: int, options: Options, where: str
     answer = as_answer(spoken if answer is None and spoken else required(row, "answer", options, where))
     if not answer:
         raise bad_row(f"{where} has an empty answer", "fill it in")
-    question = str(question)
-    if special := SPECIAL_TOKEN.search(question):
-        raise bad_row(
-            f"{where}: the question holds {special.group()}, which the model reads as a command",
-            "remove it (pictures are marked <image>)",
-        )
+    question, answer = whole_characters(str(question)), whole_characters(answer)
+    if not question.strip():
+        raise bad_row(f"{where} has an empty question", "fill it in")
+    if len(question) > LONGEST:
+        problem = f"{where}: the question has {len(question):,} characters and the limit is {LONGEST:,}"
+        raise bad_row(problem, "shorten it")
+    no_special_token("question", question, where)
+    no_special_token("answer", answer, where)
     marks = question.count("<image>")
     if marks not in (0, images):
         raise bad_row(f"{where} has {marks} <image> marks but {images} pictures", "make the numbers equal")
     return question, answer
+
+
+def whole_characters(text: str) -> str:
+    r"""The text with lone surrogates, which no tokenizer takes, as U+FFFD; JSON can hold them as \ud800."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def no_special_token(what: str, text: str, where: str) -> None:
+    """Raises SightRLError for a text with a token of the model's own in it, e.g. a picture that is not there."""
+    if special := SPECIAL_TOKEN.search(text):
+        raise bad_row(
+            f"{where}: the {what} holds {special.group()}, which the model reads as a command",
+            "remove it (pictures are marked <image>)",
+        )
+
+
+def read_frame(row: dict[str, Any], where: str) -> tuple[float, float] | None:
+    """Width and height in the column box_frame, None without. Raises SightRLError."""
+    frame = row.get("box_frame")
+    if frame is None:
+        return None
+    numbers = frame if isinstance(frame, (list, tuple)) else ()
+    if len(numbers) != 2 or not all(isinstance(v, (int, float)) and 0 < v < 1e7 for v in numbers):
+        raise bad_row(f"{where} has the box_frame {shown(frame)!r}", "write [width, height], such as [1000, 1000]")
+    return float(numbers[0]), float(numbers[1])
 
 
 def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: str, task: str) -> Sample:
@@ -191,7 +225,7 @@ def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: 
     choices = (
         list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
     )
-    choices = [str(choice) for choice in choices[:26]]
+    choices = [whole_characters(str(choice)) for choice in choices[:26]]
     if choices and not re.search(r"(?:^|\s|\()A[.):]", question):
         question += "\n" + lettered(choices)
     kind = column(row, "answer_type", options, where) or guess_type(question, answer, choices)
@@ -205,8 +239,9 @@ def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: 
     meta["choices"] = choices
     if response := column(row, "response", options, where):
         meta["response"] = str(response)
+        no_special_token("response", str(response), where)
     task = str(column(row, "task", options, where) or task)
-    return Sample(row_id, question, answer, task, images, kind, meta, where)
+    return Sample(row_id, question, answer, task, images, kind, meta, where, read_frame(row, where))
 
 
 # ------------------------------------------------------------------------------------------------- JSON lines
@@ -216,7 +251,7 @@ def read_jsonl(place: str, options: Options) -> tuple[list[Sample], list[str]]:
     Records as VLM-R1, R1-V, EasyR1, TRL, ms-swift and LLaMA-Factory write them; a .json file with one list
     will do. A folder with train.jsonl and val.jsonl or test.jsonl has official splits; a single file is cut
     by the names of its pictures (by the question where there is none), rows that share a picture staying
-    together.
+    together. Boxes are in pixels of the original picture unless the column box_frame says otherwise: [1000, 1000].
     """
     path, image_dir = split_place(place)
     files = (
