@@ -6,9 +6,9 @@ Paper: arXiv 2505.14677 (May 2025). Code: github maifoundations/Visionary-R1.
     python methods/visionary_r1.py --preset tiny-think    # the second call may think; its control: --caption-weight 0
     python methods/visionary_r1.py --preset paper-3b --data jsonl:qa.jsonl
 
-GRPO on easy questions learns shortcuts. Here a response must describe the picture, then think, then answer, and the same
-model must find the answer in the caption alone; to one that answers or reasons it says "Hacking Sample", which earns
-nothing. The KL falls along a cosine. Published (MathVista, 3B): base 61.5, SFT 54.6, GRPO 61.8, Visionary-R1 69.4.
+GRPO on easy questions learns shortcuts. Here a response must describe the picture, then think, then answer, and the
+same model must find the answer in the caption alone; to one that answers or reasons it says "Hacking Sample", which
+earns nothing. The KL falls along a cosine. Published (MathVista, 3B): base 61.5, SFT 54.6, GRPO 61.8, this 69.4.
 Differences from the paper:
 1. --bugs reproduces those of the code: "growing" (the caption term counts n times at step n), "shifted" (see below).
 2. No top_k (50 in the code). The KL falls over the run (its steps or its token budget), in the code over one epoch.
