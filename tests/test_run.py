@@ -387,8 +387,10 @@ def test_first_signal_finishes_the_step_and_saves(tmp_path, capsys, number):
     assert checkpoints.latest_checkpoint(run.folder / "checkpoints").name == "step-00000000"
 
 
-def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, capfd):
+def test_a_signal_while_the_last_checkpoint_is_written_stops_the_run(tmp_path, capfd, request):
     """The loop does not look again after it; the evaluation that follows may take hours."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, old))
     run = Run(Args(out=str(tmp_path), run_name="s"), "toy", 1)
     vlm, stream = ToyVLM(), Stream(0)
     run.resume(vlm, None, stream=stream)
