@@ -111,7 +111,7 @@ def test_struck_and_resumed_equals_uninterrupted(moment, whole, out, tmp_path):
     in_checkpoint, part = chance.random() < 0.4, chance.random() ** 2  # most of the time is after training
     for attempt in range(6):
         options = options_of(method, place, f"struck{attempt}")
-        setup = partial(jumping_clock, 7.0) if kind == "clock" else slow_disk if in_checkpoint else None
+        setup = partial(jumping_clock, -5.0) if kind == "clock" else slow_disk if in_checkpoint else None
         child = start(method, options, tmp_path / f"struck{attempt}.log", setup)
         if wait_for_moment(child, seconds * part, in_checkpoint, chance):
             break
@@ -125,5 +125,5 @@ def test_struck_and_resumed_equals_uninterrupted(moment, whole, out, tmp_path):
     options["resume"] = resumable(child.folder)
     if kind == "read_only":
         refuses_a_read_only_folder(method, options, disk, tmp_path / "read_only.log")
-    run(method, options, tmp_path / "resumed.log", partial(jumping_clock, -5.0) if kind == "clock" else None)
+    run(method, options, tmp_path / "resumed.log", partial(jumping_clock, 7.0) if kind == "clock" else None)
     assert_same_end(reference, child.folder)
