@@ -115,7 +115,6 @@ def as_markdown(docstring: str) -> str:
     text = html.escape(docstring, quote=False)
     text = re.sub(r"\n\n((?:    .*\n)+)", lambda found: f"\n\n```bash\n{unindented(found[1])}```\n", text)
     text = re.sub(r"(?<!\n)\n(1\. )", r"\n\n\1", text)
-    text = re.sub(r"\n   (?=\S)", "\n   ", text)
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
@@ -126,17 +125,13 @@ def unindented(block: str) -> str:
 def differences(key: str, source: str) -> str:
     """How much of the file is not in methods/grpo.py."""
     if key == "grpo":
-        return f"## The file\n\n[`methods/grpo.py`]({repository('methods/grpo.py')}), {len(source.splitlines())} lines."
+        return f"## The file\n\n[`methods/grpo.py`](../../methods/grpo.py), {len(source.splitlines())} lines."
     base = (ROOT / "methods/grpo.py").read_text().splitlines()
     lines = list(difflib.unified_diff(base, source.splitlines(), n=0, lineterm=""))[2:]
     added, dropped = (sum(line.startswith(sign) for line in lines) for sign in "+-")
-    return (f"## The file\n\n[`methods/{key}.py`]({repository(f'methods/{key}.py')}), {len(source.splitlines())} "
+    return (f"## The file\n\n[`methods/{key}.py`](../../methods/{key}.py), {len(source.splitlines())} "
             f"lines: {added} that `methods/grpo.py` lacks, {dropped} of it left out, docstring and options counted.\n\n"
             f"```bash\ndiff methods/grpo.py methods/{key}.py\n```")  # fmt: skip
-
-
-def repository(path: str) -> str:
-    return f"../../{path}"
 
 
 def options(key: str) -> str:
@@ -159,9 +154,9 @@ def cell(text: str) -> str:
 
 def evidence(key: str) -> str:
     result = json.loads((ROOT / f"results/{key}.json").read_text())
-    more = f"[What to make of it](../evidence.md#{key})." if (ROOT / "docs/evidence.md").is_file() else ""
     return (f"## In the micro-world\n\nThe claim: {cell(result['claim'])}\n\n```bash\n{result['command']}\n```\n\n"
-            f"{effects(result)}\n\n![Results](../../results/{key}.png)\n\n{more}")  # fmt: skip
+            f"{effects(result)}\n\n![Results](../../results/{key}.png)\n\n"
+            f"[What to make of it](../evidence.md#{key}).")  # fmt: skip
 
 
 # ---------------------------------------------------------------- writing
@@ -178,13 +173,14 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    stale = [path for path, content in pages().items() if not path.is_file() or path.read_text() != content]
+    made = pages()
+    stale = [path for path, content in made.items() if not path.is_file() or path.read_text() != content]
     if "--check" in sys.argv[1:]:
         print("".join(f"stale: {path.relative_to(ROOT)}\n" for path in stale), end="")
         sys.exit(bool(stale))
     for path in stale:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(pages()[path])
+        path.write_text(made[path])
         print(f"written: {path.relative_to(ROOT)}")
 
 

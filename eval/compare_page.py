@@ -11,7 +11,7 @@ from pathlib import Path
 from common import charts
 from common.checkpoint import write_file
 from common.report import page, text
-from outcomes import Outcome, measured, number, series
+from outcomes import Outcome, change, measured, number, series
 
 # title, metric, what it is, values that the axis always reaches; a row each, where at least one contender logs it
 CURVES = [
@@ -85,8 +85,7 @@ def effects(result: dict) -> str:
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     if not names:
         return ""
-    lines = [[name, *[f"{row[name]['before']['score']:.3f} → {number(row[name]['after'])}" if name in row else ""
-                      for row in rows.values()]] for name in names]  # fmt: skip
+    lines = [[name, *[change(row[name]) if name in row else "" for row in rows.values()]] for name in names]
     return f'<h2>What the paper is about</h2><div class="panel">{table(["", *rows], lines)}</div>'
 
 

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -413,14 +414,20 @@ PANELS = 5  # effects in a row of the figure
 COLOURS = ("#0b6e99", "#d9730d", "#8a8a8a", "#6940a5", "#448361", "#ad1a72")
 
 
-def plot(result: dict, path: Path) -> None:
-    """Learning curves, final accuracy per kind of question, and what the paper is about, as a PNG."""
+def drawing() -> ModuleType:
+    """matplotlib.pyplot for files, without a screen; names of tasks and options stay text, dollars or not."""
     import matplotlib  # here: reading the options must not wait for it
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False
     from matplotlib import pyplot
 
-    matplotlib.rcParams["text.parse_math"] = False  # names of tasks and options are text, whatever dollars they hold
+    return pyplot
+
+
+def plot(result: dict, path: Path) -> None:
+    """Learning curves, final accuracy per kind of question, and what the paper is about, as a PNG."""
+    pyplot = drawing()
     tasks = list(result["methods"][result["method"]]["tasks"])
     effects = {label: measured(row) for label, row in result["methods"].items()}
     names = list(dict.fromkeys(name for found in effects.values() for name in found))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from outcomes import measured
+from outcomes import drawing, measured
 
 
 def families(result: dict) -> list[str]:
@@ -52,11 +52,7 @@ def gain(estimate: dict) -> str:
 
 def plot(result: dict, path: Path) -> None:
     """Left: base and final accuracy of every method with intervals. Right: gain per task family, in points."""
-    import matplotlib  # here: reading the options must not wait for it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     labels, names = list(result["methods"]), families(result)
     rows = [result["methods"][label] for label in labels]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12.0, 1.6 + 0.42 * len(labels)), sharey=True,

@@ -8,7 +8,6 @@ even so: SIGHTRL_ALL_COMMANDS=1 runs them too, otherwise their options are check
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -191,15 +190,9 @@ def test_comparisons_run(command, place):
 # ---------------------------------------------------------------- tables and links
 
 
-def make_pages():
-    spec = importlib.util.spec_from_file_location("make_pages", ROOT / "docs/make_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_pages_and_tables_are_those_of_code_and_results():
-    stale = [str(path) for path, content in make_pages().pages().items() if path.read_text() != content]
+    made = compare.load_script(ROOT / "docs/make_pages.py").pages()
+    stale = [str(path) for path, content in made.items() if path.read_text() != content]
     assert stale == [], "run .venv/bin/python docs/make_pages.py"
 
 
