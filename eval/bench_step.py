@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
 from common.rollout import rollout
-from common.run import git_state, processor
+from common.run_folder import git_state, processor
 from common.vlm import VLM, Prompt
 from steps import (
     PHASE_SETTINGS,

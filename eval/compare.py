@@ -36,7 +36,7 @@ from typing import Annotated, Any
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn
 
-from common.args import CommonArgs, parse_args
+from common.args import SAME_EXPERIMENT, CommonArgs, parse_args
 from common.errors import SightRLError, main_guard
 
 METHODS = Path(__file__).resolve().parent.parent / "methods"
@@ -79,9 +79,6 @@ CLAIMS = {
     "vppo": "learning only from the 40 % most picture-dependent tokens beats DAPO (57.5 against 55.0, mean "
     "of 8 benchmarks, Qwen2.5-VL-7B); as many tokens chosen at random do not (54.8).",
 }
-# Options that do not change what a run computes.
-NOT_IN_KEY = ("seed", "out", "run_name", "resume", "wandb", "device", "dry_run", "gpus", "checkpoint_every",
-              "keep_checkpoints", "log_rollouts_every", "base_from")  # fmt: skip
 
 
 @dataclass
@@ -167,7 +164,7 @@ def known() -> str:
 def key(method: str, flags: list[str]) -> str:
     """Eight hex digits for every effective option and the code of the method's file."""
     config = dataclasses.asdict(effective_args(load_method(method), flags))
-    config = {name: value for name, value in config.items() if name not in NOT_IN_KEY}
+    config = {name: value for name, value in config.items() if name not in SAME_EXPERIMENT}
     code = code_of((METHODS / f"{method}.py").read_text(encoding="utf-8"))
     return hashlib.sha256((json.dumps(config, sort_keys=True) + code).encode()).hexdigest()[:8]
 

@@ -26,8 +26,8 @@ from typing import Any
 from PIL import Image
 
 from benchmark import Benchmark, Row, Video
-from common.data import FORMATS, load_image
 from common.errors import SightRLError
+from common.pictures import FORMATS, load_image
 from common.readers.shared import DEEPEST, is_inside, shown, too_deep
 from common.readers.tables import cause, import_datasets
 from files import READERS, ArrowRows, read_file

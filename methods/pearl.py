@@ -323,7 +323,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         both = [*chosen, *(len(samples) + i for i in chosen)]  # reasoning groups, then the checklists of the same items

@@ -190,7 +190,7 @@ def grade(args: Args, texts: list[str], samples: list[Sample]) -> list[float]:
 def visual_rewards(args: Args, judge: Judge, texts: list[str], samples: list[Sample]) -> list[float]:
     """Share of the judged facts that are stated; a judge that stops early is not held against the response."""
     from common.data import hash_fraction
-    from common.facts import verdicts_on
+    from common.tasks.facts import verdicts_on
 
     rewards = []
     for text, sample, scores in zip(texts, samples, verdicts_on(judge, texts, samples), strict=True):
@@ -258,12 +258,12 @@ def main(args: Args) -> None:
     import torch
 
     from common.distributed import is_main, share
-    from common.facts import make_facts, oracle, perceived, perception_effects, verdicts
     from common.grpo import aggregate, clipped_tokens, has_spread, keep_groups, kl_estimate
     from common.judge import open_judge
     from common.logprob import micro_batches, response_logps
     from common.rollout import concat_rollouts, rollout
     from common.run import Run
+    from common.tasks.facts import make_facts, oracle, perceived, perception_effects, verdicts
     from common.training import (
         Averages,
         Budget,
@@ -333,7 +333,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

@@ -134,8 +134,8 @@ def puzzles_of(args: Args, samples: list[Sample]) -> list[Sample]:
 
     Pictures that are too small are left out; raises SightRLError if all are.
     """
-    from common import puzzles
     from common.data import Sample
+    from common.tasks import puzzles
 
     made = []
     seen = [(sample, sample.load_images()[0]) for sample in samples if sample.images]
@@ -187,7 +187,7 @@ def evaluate_both(run: Run, vlm: VLM, args: Args, name: str) -> tuple[Evaluation
 
 def effects_of(before: tuple, after: tuple) -> dict[str, tuple[float, float]]:
     """Puzzles solved, and questions about where things are against questions about what they are."""
-    from common import puzzles
+    from common.tasks import puzzles
 
     effects = {}
     for name, which, tasks in (("VQA where", 0, ("locate", "relation")), ("VQA what", 0, ("color", "shape", "number")),

@@ -14,7 +14,7 @@ Differences from the paper:
 1. An answer must hold the changed words and may copy words beside them, as published, but at most --extra-words beyond
    the phrase: without a limit, to copy the whole caption is always right. The released scorer, which takes the first
    changed word anywhere in the answer, is reported beside it.
-2. The paper's errors in PixMo-Cap were written by GPT-4; here a rule exchanges one word (common/corrupt.py). Errors
+2. The paper's errors in PixMo-Cap were written by GPT-4; here a rule exchanges a word (common/tasks/corrupt.py). Errors
    from elsewhere need the columns original_noun_phrases and changed_noun_phrases, and
    --columns question=changed_caption,answer=changed_noun_phrases.
 3. Group size, batch, learning rate, clip, KL and steps of the training are unknown; all of them are (inferred).
@@ -38,10 +38,10 @@ from common.errors import SightRLError, main_guard
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.captions import WrongCaptions
     from common.data import Sample
     from common.rollout import Rollout
     from common.run import Run
+    from common.tasks.captions import WrongCaptions
     from common.vlm import VLM
 
 
@@ -176,8 +176,8 @@ def with_pictures(samples: list[Sample], which: str) -> list[Sample]:
 
 def finds(args: Args, text: str, sample: Sample) -> float:
     """r_answer: 1.0 if the response's last box names the wrong phrase, by the paper's rule (section 3.2)."""
-    from common.captions import names_error
     from common.rewards import last_boxed
+    from common.tasks.captions import names_error
 
     m, said = sample.meta, last_boxed(text) or ""
     return float(names_error(said, m["caption"], m["right"], m["wrong"], start=m.get("start"), extra=args.extra_words))
@@ -198,7 +198,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
 
 def examine(run: Run, vlm: VLM, args: Args, captions: WrongCaptions, name: str) -> tuple[list, dict[str, float]]:
     """Before or after training: ([answers to held-out questions, answers about wrong captions], {effect: value})."""
-    from common.captions import released_correct
+    from common.tasks.captions import released_correct
     from common.training import evaluate_held_out, held_out
 
     if not args.eval_questions:
@@ -242,7 +242,6 @@ def main(args: Args) -> None:
     # The slow imports wait until here, so that --help and --dry-run answer at once.
     import torch
 
-    from common.captions import WrongCaptions
     from common.distributed import share
     from common.grpo import (
         aggregate,
@@ -256,6 +255,7 @@ def main(args: Args) -> None:
     from common.logprob import micro_batches, response_logps
     from common.rollout import concat_rollouts, rollout
     from common.run import Run
+    from common.tasks.captions import WrongCaptions
     from common.training import (
         Averages,
         Budget,
@@ -317,7 +317,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

@@ -181,9 +181,9 @@ def main(args: Args) -> None:
     from common.distributed import share
     from common.grpo import aggregate, group_advantages, has_spread, kl_estimate
     from common.logprob import micro_batches, response_logps
-    from common.perception import detection_effects, few_shots, perception_question
     from common.rollout import forced_rollout, rollout
     from common.run import Run
+    from common.tasks.perception import detection_effects, few_shots, perception_question
     from common.training import (
         Averages,
         Budget,

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,8 @@ def test_help_and_imports_do_not_wait_for_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "--clip-high FLOAT" in done.stdout and "eps_high" in done.stdout
+    assert re.search(r"--variant gspo sets --ratio sequence --clip-low\s+0.0003", done.stdout)
+    assert re.search(r"--preset paper-7b sets .*--gradient-checkpointing\s+--gpus\s+8", done.stdout, re.DOTALL)
 
 
 def environment() -> dict[str, str]:

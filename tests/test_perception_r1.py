@@ -23,9 +23,19 @@ from common.args import parse_args
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations
-from common.facts import STATED_PROMPT, effects_of, make_facts, oracle, perceived, tagged, tags, verdicts, visual_facts
 from common.judge import open_judge
 from common.rewards import repetition
+from common.tasks.facts import (
+    STATED_PROMPT,
+    effects_of,
+    make_facts,
+    oracle,
+    perceived,
+    tagged,
+    tags,
+    verdicts,
+    visual_facts,
+)
 from common.world.layouts import PROMPTS
 from methods import perception_r1
 from methods.perception_r1 import Args, grade, has_layout, score, visual_rewards
@@ -233,7 +243,7 @@ def coins(monkeypatch):
     monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: coin(text, ""))
     real = oracle
     flip = lambda prompt: tagged([str(coin(prompt, str(k))) for k in range(len(tags(real(prompt))))])  # noqa: E731
-    monkeypatch.setattr("common.facts.oracle", flip)
+    monkeypatch.setattr("common.tasks.facts.oracle", flip)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

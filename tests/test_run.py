@@ -19,7 +19,8 @@ from torch import nn
 
 from common import checkpoint as checkpoints
 from common.errors import SightRLError, main_guard
-from common.run import Run, duration
+from common.progress import duration
+from common.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = ("seconds/", "tokens_per_second", "memory/")

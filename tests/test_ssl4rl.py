@@ -1,4 +1,4 @@
-"""methods/ssl4rl.py and common/puzzles.py against the golden vectors of the official code, run from the outside."""
+"""methods/ssl4rl.py, common/tasks/puzzles.py: golden vectors of the official code, whole runs from the outside."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from PIL import Image
 from test_methods_cli import kill_in_step, metrics, only_run, parse, weights
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from common import puzzles
 from common.data import open_dataset
 from common.errors import SightRLError
 from common.grpo import group_advantages
+from common.tasks import puzzles
 from common.world.layouts import PROMPTS
 from methods import ssl4rl
 from methods.ssl4rl import Args, effects_of, puzzles_of, reward

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.captions import (
+from common.data import Sample, open_dataset
+from common.errors import SightRLError
+from common.tasks.captions import (
     WrongCaptions,
     changed_span,
     error_in,
@@ -29,9 +31,7 @@ from common.captions import (
     vocabulary,
     words,
 )
-from common.corrupt import NEAR, TABLE, corrupt
-from common.data import Sample, open_dataset
-from common.errors import SightRLError
+from common.tasks.corrupt import NEAR, TABLE, corrupt
 from common.world.layouts import ERRORS, PROMPTS, wrong_caption
 from methods import sft, vicrit
 
@@ -245,7 +245,8 @@ def one_thread_and_coin_grades(request, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if "tmp_path" in request.fixturenames:
-        monkeypatch.setattr("common.captions.names_error", lambda text, *_, **__: zlib.crc32(text.encode()) // 2 % 2)
+        lots = lambda text, *_, **__: zlib.crc32(text.encode()) // 2 % 2  # noqa: E731
+        monkeypatch.setattr("common.tasks.captions.names_error", lots)
         monkeypatch.setattr("common.rewards.last_boxed", lambda text: text)
     yield
     torch.set_num_threads(threads)

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from common.data import Dataset, Sample, Stream, open_dataset
 from common.detection import NOTHING, match_by_confidence, read_corners, read_detections
 from common.errors import SightRLError
-from common.perception import detection_effects, few_shots, perception_question
 from common.rewards import answer_line, iou, think_then_answer
+from common.tasks.perception import detection_effects, few_shots, perception_question
 from common.world.layouts import PROMPTS, is_held_out, of_kind
 from methods import visual_rft
 from methods.visual_rft import Args, grade, rewards_of, score
@@ -368,7 +368,7 @@ def test_two_steps_from_end_to_end(tmp_path):
     ],
 )
 def test_other_options_run(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.perception.SCANNED", 20)
+    monkeypatch.setattr("common.tasks.perception.SCANNED", 20)
     folder = run(tmp_path, steps=1, eval_questions=0, **options)
     (row,) = metrics(folder)
     if options.get("supervised"):  # every right answer earns all there is; one row counts as G

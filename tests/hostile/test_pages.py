@@ -27,8 +27,9 @@ from common.charts import text
 from common.errors import SightRLError, main_guard
 from common.evaluation import Evaluation, print_table
 from common.plan import print_plan
+from common.progress import Display
 from common.report import write_report
-from common.run import Run, _Display
+from common.run import Run
 from methods import grpo
 from progress import Progress
 
@@ -246,7 +247,7 @@ def test_options_in_the_plan(terminal: Console) -> None:
 
 
 def test_lines_of_a_run(terminal: Console, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    display = _Display("toy", 0, 3)
+    display = Display("toy", 0, 3)
     display.live, display.console = object(), terminal
     run = Run(test_report.Args(out=str(tmp_path)), "toy", 3)
     for line in SAID:
