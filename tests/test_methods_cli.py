@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from common.args import CommonArgs, chosen_defaults, option_help, parse_args, typed
+from common.data import Sample
 from common.errors import SightRLError
 from methods import grpo, sft, vppo
 
@@ -132,6 +134,19 @@ def test_variants_of_grpo():
     assert (dapo.filter_groups, dapo.overlong_buffer, dapo.kl_coef, dapo.lr) == ("mean", 0.2, 0.0, 1e-6)
     dr = parse(grpo, "--variant", "dr_grpo")
     assert (dr.advantage, dr.loss_mean) == ("mean_only", "token_sum_over_budget")
+
+
+@pytest.mark.parametrize("module", [grpo, vppo])
+def test_dapo_punishes_length_by_at_most_half_of_what_a_wrong_answer_costs(module):
+    """In DAPO right and wrong are 1 and -1, and the punishment goes down to -1; here right and wrong are 1 and 0."""
+    args = dataclasses.replace(parse(module), group_size=2, max_new_tokens=20, overlong_buffer=0.2)
+    sample = Sample("1", "How many?", "3", "count", [])
+    lengths = torch.tensor([20, 16])
+    batch = SimpleNamespace(texts=["\\boxed{3}", "\\boxed{4}"], logps=torch.zeros(2, 20),
+                            mask=torch.arange(20) < lengths[:, None])  # fmt: skip
+    right, terms = module.score(args, batch, [sample])
+    assert set(right.tolist()) <= {0, 1} and torch.equal(terms["accuracy"], right)
+    assert terms["overlong"].tolist() == [-0.5, 0]
 
 
 def test_typed_reads_both_spellings_and_ignores_the_rest():

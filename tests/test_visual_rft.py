@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -403,6 +404,22 @@ def test_supervised_learns_the_right_answers(tmp_path, monkeypatch):
     assert len(gradients) > 10
     for i, value in gradients.items():
         torch.testing.assert_close(value, expected[i], atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_recorded_while_sampling_plays_no_part(tmp_path, monkeypatch):
+    """The ratio is exp(log p - stop_gradient(log p)), also in the second of two updates from one rollout."""
+    from common.rollout import rollout
+
+    def shifted(*args, **options):
+        batch = rollout(*args, **options)
+        return dataclasses.replace(batch, logps=batch.logps - 0.7 * batch.mask)
+
+    options = dict(eval_questions=0, prompts_per_step=4, mini_batch_prompts=2)
+    plain = metrics(run(tmp_path / "plain", **options))
+    monkeypatch.setattr("common.rollout.rollout", shifted)
+    other = metrics(run(tmp_path / "shifted", **options))
+    assert other[0].pop("logp_mismatch") > 0.6 > 1e-4 > plain[0].pop("logp_mismatch")
+    assert other[0] == plain[0] and other[1]["grad_norm"] == plain[1]["grad_norm"] > 0
 
 
 def write_table(folder: Path) -> str:
