@@ -12,7 +12,8 @@ import pytest
 
 from common.endpoint import Endpoint, parse_address
 from common.errors import SightRLError
-from common.judge import Judge, harmless, open_judge, read_cache
+from common.judge import Judge, open_judge, read_cache
+from common.vlm import harmless
 
 
 def completion(text) -> bytes:
