@@ -32,7 +32,7 @@ from common.logprob import response_logps
 from common.random_vlm import random_parts
 from common.rollout import Rollout, rollout
 from common.vlm import VLM, Prompt
-from outcomes import COLOURS
+from figures import COLOURS, drawing
 from step_work import Setting, memory, shapes, work
 from steps import check_settings, now, peak_memory, pick_device
 
@@ -213,11 +213,7 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """A column per thing that grows: seconds above, memory below; dashed: growing as the work."""
-    import matplotlib  # here: reading the options must not wait for it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     size = (2.6 * len(results) + 0.6, 5.8)
     figure, grid = pyplot.subplots(2, len(results), figsize=size, layout="constrained", squeeze=False, sharey="row")
     colours = dict(zip((*PARTS, "rollout", "step"), (*COLOURS[:2], *COLOURS[4:], COLOURS[3], "black"), strict=True))

@@ -358,10 +358,11 @@ def default_jobs() -> int:
 
 
 def main(args: Args) -> None:
-    import overview
-    from common.checkpoint import write_json
+    import figures
+    import tables
+    from common.checkpoint import write_json  # slow, like the two below: they import torch
     from compare_page import write_page
-    from outcomes import check_same_budget, markdown, plot, read_outcome, summarise  # slow: they import torch
+    from outcomes import check_same_budget, read_outcome, summarise
 
     if min(args.seeds, args.budget_tokens, args.eval_questions, args.eval_k) < 1 or args.jobs < 0:
         raise SightRLError("--seeds, --budget-tokens, --eval-questions and --eval-k must be at least 1.")
@@ -377,10 +378,11 @@ def main(args: Args) -> None:
     for file in (folder / name, page):  # a name may have folders
         file.parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)
-    draw, write = (overview.plot, overview.markdown) if is_overview(args) else (plot, markdown)
-    draw(result, folder / f"{name}.png")
+    many = is_overview(args)
+    (figures.overview if many else figures.comparison)(result, folder / f"{name}.png")
     write_page(result, outcomes, page)
-    print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
+    table = tables.overview(result) if many else tables.comparison(result)
+    print(f"{table}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
 
 
 if __name__ == "__main__":
