@@ -131,7 +131,7 @@ def check_same_budget(outcomes: list[Outcome]) -> None:
     for outcome, seed, tokens in runs:
         if tokens < (budget := outcome.configs[seed]["budget_tokens"]):
             raise SightRLError(f'"{outcome.entry.label}" seed {seed} ended after {tokens:,} of {budget:,} '
-                               f"tokens (see {outcome.entry.folder}/seed{seed}.log); {remedy}")  # fmt: skip
+                               f"tokens (see {outcome.entry.log(seed)}); {remedy}")  # fmt: skip
 
 
 # ---------------------------------------------------------------- summing up
