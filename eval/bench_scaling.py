@@ -25,7 +25,6 @@ import torch
 import tyro
 from PIL import Image
 
-from bench_step import write
 from common.errors import SightRLError, main_guard
 from common.grpo import aggregate, clipped_loss, group_advantages, kl_estimate, token_log_ratio
 from common.logprob import response_logps
@@ -34,7 +33,7 @@ from common.rollout import Rollout, rollout
 from common.vlm import VLM, Prompt
 from figures import COLOURS, drawing
 from step_work import Setting, memory, shapes, work
-from steps import check_settings, now, peak_memory, pick_device
+from steps import check_settings, now, peak_memory, pick_device, write
 
 PARTS = ("prefill", "decode", "logps", "update")
 SUMS = {"rollout": PARTS[:2], "step": PARTS}
@@ -293,7 +292,7 @@ def main(args: Args) -> None:
             found[s]["seconds"].append(trainers[s.width].seconds(s, prompts[s]))
         print(f"round {number + 1} of {args.repeats} done", flush=True)
     results = {name: analyse(name, points, found, args.tolerance) for name, points in curves.items()}
-    write(args, results, table(results), "bench_scaling")
+    write(args, device, results, table(results), "bench_scaling")
     plot(results, args.out / f"bench_scaling_{device}.png")
     print(table(results))
 
