@@ -9,6 +9,18 @@
 A benchmark is a name out of --list (a file in eval/benchmarks/), a file of your own (bench.py), "world" (the
 micro-world: its splits test, test_combo and test_counter), or any --data form of the methods (its test split).
 Writes predictions.jsonl, results.json and table.md per benchmark below runs/eval/; see docs/benchmarks.md.
+
+The code in reading order, after benchmark.py, which says what a benchmark is:
+
+    run.py          options, and which benchmarks they name
+    tasks.py        the two ways to results, call by call: ask a model, or score a file of answers
+    folders.py      where results go, and what a run that goes on must have in common with its beginning
+    rows.py         the rows of a benchmark and their pictures; files.py: tables on disk; frames.py: videos
+    asking.py       a model's answers, each on disk at once; progress.py: how far it is
+    predictions.py  answers that were made elsewhere, joined with the rows they belong to
+    scoring.py      what answers earn: the benchmark's scorer, the judge, the lines of its table
+    summary.py      results.json, table.md, --compare and --list; escape.py: text out of data in Markdown
+    held_out.py     questions that are no benchmark: the micro-world and the --data forms
 """
 
 from __future__ import annotations
@@ -26,6 +38,7 @@ import tyro
 from common.args import saved_options, typed
 from common.errors import SightRLError, main_guard
 
+HELP = __doc__.partition("\n\nThe code")[0]  # what --help shows
 FORMS = ("world", "jsonl:", "parquet:", "hf:", "voc:", "coco:", "images:", "nlvr:", "puzzlevqa:")
 
 
@@ -106,7 +119,7 @@ def parse(argv: list[str]) -> Args:
     if folder := typed(argv, "resume"):
         saved = saved_options(Args, Path(folder) / "options.json") | {"resume": folder}
     default = Args(**saved)
-    return tyro.cli(Args, args=argv, default=default, description=__doc__)
+    return tyro.cli(Args, args=argv, default=default, description=HELP)
 
 
 def check(args: Args) -> None:
