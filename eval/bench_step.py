@@ -80,8 +80,8 @@ class Args:
     """Responses per padded forward of the plain side."""
     our_tokens: int = 0
     """Tokens per forward of this engine (0: everything at once)."""
-    clock: str = "wall"
-    """wall, or "cpu" (processor time, for a machine that others use too)."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu (processor time, for a machine that others use too)."""
     threads: int = 0
     """PyTorch threads (0: its default)."""
     device: str = "auto"
