@@ -337,7 +337,7 @@ def hub_tables(dataset: str, config: str, split: str) -> list[tuple[str, Sequenc
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         configs = [config] if config else datasets.get_dataset_config_names(dataset)
-    except Exception:
+    except Exception:  # load_dataset below fails for the same reason and says it
         configs = []
     tables = []
     for part in [c for c in configs if c == "default"] or configs or [None]:

@@ -19,8 +19,8 @@ import pytest
 import test_report
 from rich.console import Console
 
+import figures
 import held_out
-import outcomes
 import summary
 from benchmark import Benchmark
 from common.charts import text
@@ -212,7 +212,7 @@ def test_dollars_in_a_figure(tmp_path: Path) -> None:
     row = {"tasks": {name: {"base": score, "final": score} for name in names}, "own": None,
            "effects": {"$\\no{$": {"before": score, "after": score}},
            "curve": {"tokens": [1, 2], "accuracy": [0.1, 0.2], "low": [0, 0], "high": [1, 1]}}  # fmt: skip
-    outcomes.plot({"method": names[0], "methods": {names[0]: row, "mine --prompt $\\x{": row}}, tmp_path / "x.png")
+    figures.comparison({"method": names[0], "methods": {names[0]: row, "mine --prompt $\\x{": row}}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
