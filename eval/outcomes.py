@@ -107,6 +107,9 @@ def read_metrics(path: Path) -> list[dict]:
     rows = read_json(path, lines=True)
     if not rows:
         raise SightRLError(f"{path} is empty: the run trained no step; give more --budget-tokens.")
+    if bad := [row.get("step") for row in rows if not isinstance(row.get("tokens_generated"), int)]:
+        raise SightRLError(f"{path}: step {bad[0]} has no tokens_generated; let the method log it at every step, as "
+                           "methods/grpo.py does, and delete the folder to run again.")  # fmt: skip
     return rows
 
 

@@ -145,7 +145,7 @@ def state_of(entry: Contender, seed: int) -> tuple[float, str]:
         budget = json.loads((entry.run(seed) / "config.json").read_text())["budget_tokens"]
     except (OSError, ValueError, IndexError):
         return 0.0, "starting"
-    share = min(1.0, line["tokens_generated"] / budget) if budget else 0.0
+    share = min(1.0, line.get("tokens_generated", 0) / budget) if budget else 0.0
     return share, f"step {line['step'] + 1}, training accuracy {line.get('accuracy') or 0:.3f}"
 
 

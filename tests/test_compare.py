@@ -197,6 +197,20 @@ def test_goes_on_after_a_stop(methods, tmp_path):
     assert steps == list(range(30))  # continued, not started again
 
 
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([], "is empty: the run trained no step; give more --budget-tokens"),
+        ([{"step": 0, "tokens_generated": 9}, {"step": 1}], "step 1 has no tokens_generated; let the method log it"),
+    ],
+)
+def test_metrics_that_cannot_be_compared_are_named(rows, problem, tmp_path):
+    """A method of one's own may log what it likes; the budget of tokens is what runs are compared by."""
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SightRLError, match=f"metrics.jsonl:? {problem}"):
+        outcomes.read_metrics(tmp_path / "metrics.jsonl")
+
+
 def test_a_folder_without_a_description_is_started_again(methods):
     args = settings("vppo", controls=False, seeds=1)
     (entry,) = compare.contenders(args)

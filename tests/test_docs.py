@@ -181,7 +181,7 @@ def test_comparisons_run(command, place):
     if "sft" in command or "options" in command:
         options = "--options=--max-new-tokens 80"
     words = [sys.executable, "eval/compare.py", *words_of(command)[1:], "--seeds", "1", "--budget-tokens", "20",
-             "--eval-questions", "1", "--eval-k", "1", options, "--allow-different-budgets"]  # fmt: skip
+             "--eval-questions", "2", "--eval-k", "1", options, "--allow-different-budgets"]  # fmt: skip
     done = subprocess.run(words, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
                           timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
