@@ -1,1 +1,1 @@
-"""The shared module of SightRL: everything that every method needs, and nothing that belongs to one paper."""
+"""The shared module of SightRL: what must be the same in every method. CONTRIBUTING.md tells what each file is for."""

@@ -6,8 +6,8 @@
 A page per method: its docstring, its options that methods/grpo.py lacks or sets otherwise, how far the two files
 differ, and its results. In README.md, CONTRIBUTING.md and docs/*.md the lines between <!-- table: NAME --> and
 <!-- end --> are replaced by table NAME: effects/KEY (results/KEY.json: what the paper is about), versus/KEY (held-out
-accuracy against each control), overview/KEY (every method, every family of questions), files/FOLDER (each file's length
-and the first sentence of its docstring).
+accuracy against each control), overview/KEY (every method, every family of questions), files/FOLDER or
+files/FOLDER:NAME,NAME (each file's length and the first sentence of its docstring), total/FOLDER (files and lines).
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def numbers_table(lines: list[list[str]]) -> str:
     return tables.grid(lines, f"| --- |{' ---: |' * (len(lines[0]) - 1)}")
 
 
-def sizes(folder: str) -> str:
-    """Every Python file of a folder with its lines and why it exists."""
+def sizes(place: str) -> str:
+    """Python files with their lines and why they exist. place: FOLDER for all of it, or FOLDER:NAME,NAME,..."""
+    folder, _, names = place.partition(":")
     lines = [["file", "lines", "what for"]]
     total = 0
-    for path in sorted((ROOT / folder).rglob("*.py"), key=lambda path: (len(path.parts), path)):
+    chosen = [ROOT / folder / f"{name}.py" for name in names.split(",")] if names else (ROOT / folder).glob("*.py")
+    for path in chosen if names else sorted(chosen):
         source = path.read_text()
         about = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
         total += (count := len(source.splitlines()))
@@ -53,9 +55,12 @@ def first_sentence(text: str) -> str:
 
 
 def table(name: str) -> str:
-    kind, key = name.split("/")
+    kind, key = name.split("/", 1)
     if kind == "files":
         return sizes(key)
+    if kind == "total":
+        counts = [len(path.read_text().splitlines()) for path in (ROOT / key).rglob("*.py")]
+        return f"{len(counts)} files, {sum(counts):,} lines in all, the longest {max(counts)}."
     result = json.loads((ROOT / f"results/{key}.json").read_text())
     if kind == "overview":
         return tables.grid(tables.by_family(result))
@@ -64,8 +69,8 @@ def table(name: str) -> str:
 
 def with_tables(text: str) -> str:
     """The text with every marked table as the results have it now."""
-    return re.sub(r"(<!-- table: (\S+) -->\n).*?(\n<!-- end -->)",
-                  lambda found: f"{found[1]}\n{table(found[2])}\n{found[3]}", text, flags=re.DOTALL)  # fmt: skip
+    return re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
+                  lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", text, flags=re.DOTALL)  # fmt: skip
 
 
 # ---------------------------------------------------------------- a page per method
@@ -98,12 +103,26 @@ def differences(key: str, source: str) -> str:
     """How much of the file is not in methods/grpo.py."""
     if key == "grpo":
         return f"## The file\n\n[`methods/grpo.py`](../../methods/grpo.py), {len(source.splitlines())} lines."
-    base = (ROOT / "methods/grpo.py").read_text().splitlines()
-    lines = list(difflib.unified_diff(base, source.splitlines(), n=0, lineterm=""))[2:]
-    added, dropped = (sum(line.startswith(sign) for line in lines) for sign in "+-")
-    return (f"## The file\n\n[`methods/{key}.py`](../../methods/{key}.py), {len(source.splitlines())} "
-            f"lines: {added} that `methods/grpo.py` lacks, {dropped} of it left out, docstring and options counted.\n\n"
+    base, own = (ROOT / "methods/grpo.py").read_text().splitlines(), source.splitlines()
+    changes = difflib.SequenceMatcher(None, base, own).get_opcodes()
+    added = [n + 1 for kind, _, _, start, end in changes if kind != "equal" for n in range(start, end)]
+    dropped = sum(end - start for kind, start, end, _, _ in changes if kind != "equal")
+    kinds = [part_of(source).get(n, "code") for n in added]
+    parts = " and ".join(f"{kinds.count(kind)} of {kind}" for kind in ("docstring", "options and presets", "code"))
+    return (f"## The file\n\n[`methods/{key}.py`](../../methods/{key}.py), {len(own)} lines, {len(added)} of which "
+            f"`methods/grpo.py` lacks: {parts.replace(' and ', ', ', 1)}. It leaves out {dropped}.\n\n"
             f"```bash\ndiff methods/grpo.py methods/{key}.py\n```")  # fmt: skip
+
+
+def part_of(source: str) -> dict[int, str]:
+    """Line number -> "docstring", or "options and presets"; none for code."""
+    tree, found = ast.parse(source), {}
+    for node in tree.body:
+        names = [getattr(target, "id", "") for target in getattr(node, "targets", [])]
+        options = isinstance(node, ast.ClassDef) and node.name == "Args" or {"PRESETS", "VARIANTS", "PAPER"} & {*names}
+        kind = "docstring" if node is tree.body[0] else "options and presets" if options else ""
+        found |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), kind) if kind else {}
+    return found
 
 
 def options(key: str) -> str:

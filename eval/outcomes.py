@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import comparison as stats
+import comparison as stats
 from common.errors import SightRLError
 from common.evaluation import Evaluation, bootstrap_interval
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import compare
+import comparison as stats
 import outcomes
-from common import comparison as stats
 from common.errors import SightRLError
 
 ROOT = Path(__file__).resolve().parent.parent

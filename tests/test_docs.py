@@ -196,6 +196,14 @@ def test_pages_and_tables_are_those_of_code_and_results():
     assert stale == [], "run .venv/bin/python docs/make_pages.py"
 
 
+def test_contributing_lists_every_file_of_common_once():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = []
+    for folder, names in re.findall(r"<!-- table: files/([\w/]+):?(\S*) -->", text):
+        listed += [ROOT / folder / f"{n}.py" for n in names.split(",")] if names else (ROOT / folder).glob("*.py")
+    assert sorted(listed) == sorted({*(ROOT / "common").rglob("*.py")} - {ROOT / "common/__init__.py"})
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
     text = re.sub(r"```.*?```|<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
