@@ -201,7 +201,7 @@ def test_a_signal_stops_all_after_the_step_and_the_run_goes_on_elsewhere(whom, t
     wait_for(lambda: waiting.exists() and waiting.read_text().endswith("\n"), process)  # in the second step's update
     os.kill(process.pid if whom == "torchrun" else int(waiting.read_text()), signal.SIGTERM)
     status, printed, errors = end(process)
-    assert (status == 0) == (whom == "one process")
+    assert (status == 0) == (whom == "one process"), errors
     assert "Stopped after step 2 of 3" in printed and "to stop them after a step: kill" in printed, printed + errors
     assert (tmp_path / "stopped/checkpoints/latest").read_text() == "step-00000001\n"
     run_here("grpo", tmp_path, "stopped", resume=str(tmp_path / "stopped"))

@@ -11,11 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import read_lines, write_lines
 from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
 
+import common.grpo
+import common.logprob
+import common.rollout
+import common.training
 from common.args import CommonArgs, chosen_defaults, option_help, typed
+from common.data import Stream, open_dataset
 from common.errors import SightRLError
 from methods import grpo, sft, vppo
 
@@ -200,6 +206,52 @@ def test_the_policy_learns_what_is_rewarded(name, tmp_path, monkeypatch):
     METHODS[name].main(small(name, tmp_path, **options, eval_questions=0, entropy_coef=0.0))
     rewards = [row["reward/mean"] for row in metrics(only_run(tmp_path))]
     assert rewards[0] < 0.5 and sum(rewards[-3:]) / 3 > 0.8, rewards
+
+
+def test_truncated_answers_can_be_left_out_of_the_loss(tmp_path, monkeypatch):
+    """Every second answer to every question is cut off: the loss is that of the others."""
+    masks, plain = {}, common.grpo.aggregate
+    monkeypatch.setattr("common.grpo.aggregate", lambda losses, mask, *words, **more: (
+        masks.setdefault(len(masks), (mask, more["tokens"])), plain(losses, mask, *words, **more))[1])  # fmt: skip
+    sample = common.rollout.rollout
+
+    def rollout(*words, **more):
+        batch = sample(*words, **more)
+        batch.truncated = torch.arange(len(batch.tokens)) % 2 == 0
+        return batch
+
+    monkeypatch.setattr("common.rollout.rollout", rollout)
+    for left_out in (True, False):
+        masks.clear()
+        options = dict(steps=1, eval_questions=0, group_size=4, mask_truncated=left_out, entropy_coef=0.1)
+        grpo.main(small("grpo", tmp_path / str(left_out), **options))
+        ((mask, tokens),) = masks.values()
+        assert mask[1::2].any(1).all() and mask[0::2].any() != left_out and tokens == mask.sum()
+
+
+def test_supervised_training_learns_whole_responses_and_their_end(tmp_path, monkeypatch):
+    seen, plain = [], common.logprob.response_logps
+
+    def noted(vlm, prompts, tokens, mask, **more):
+        logps, entropies = plain(vlm, prompts, tokens, mask, **more)
+        seen.append((vlm, tokens, mask, logps.detach()))
+        return logps, entropies
+
+    monkeypatch.setattr("common.logprob.response_logps", noted)
+    sft.main(small("sft", tmp_path, steps=1, eval_questions=0, micro_tokens=1, max_target_tokens=1000))
+    texts = [sft.target(sample, "careful") for sample in Stream(open_dataset("world", "train")).next(3)]
+    learned = [vlm.decode(tokens[mask].tolist()) for vlm, tokens, mask, _ in seen]
+    assert sorted(learned) == sorted(texts) and all(tokens[mask][-1] in vlm.eos_ids for vlm, tokens, mask, _ in seen)
+    (row,) = metrics(only_run(tmp_path))
+    assert row["loss"] == pytest.approx(float(-torch.cat([logps[mask] for *_, mask, logps in seen]).mean()), rel=1e-5)
+
+
+def test_evaluations_sample_at_temperature_one_and_validation_is_greedy(tmp_path, monkeypatch):
+    asked, plain = [], common.training.evaluate
+    monkeypatch.setattr("common.training.evaluate", lambda *words, **more: (
+        asked.append((more["k"], more["temperature"])), plain(*words, **more))[1])  # fmt: skip
+    grpo.main(small("grpo", tmp_path, steps=2, eval_every=2, temperature=0.5))
+    assert asked == [(2, 1.0), (1, 0.0), (2, 1.0)]
 
 
 def test_budget_stops_the_run(tmp_path):

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from fault_runs import (
+from child_runs import (
     METHODS,
     SMALL,
     Child,

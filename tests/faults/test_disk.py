@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import toy_run
-from fault_runs import Child, Disk, no_more_files_above, start_toy
+from child_runs import Child, Disk, no_more_files_above, start_toy
 from method_runs import assert_same_end
 
 from common import checkpoint as checkpoints

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fault_runs import lines, options_of, run, start
+from child_runs import lines, options_of, run, start
 from helpers import coin
 from method_runs import assert_same_end
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import toy_run
-from fault_runs import Child, slow_disk, start_toy
+from child_runs import Child, slow_disk, start_toy
 from method_runs import assert_same_end
 
 

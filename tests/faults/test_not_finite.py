@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fault_runs import METHODS, lines, options_of, run, start
+from child_runs import METHODS, lines, options_of, run, start
 from helpers import free_port
 from method_runs import GROUPS, assert_same_end, tensors
 
