@@ -38,11 +38,16 @@ def coin(text: str, *_: Any, **__: Any) -> int:
     return zlib.crc32(text.encode("utf-8", "replace")) // 2 % 2
 
 
-def write_lines(path: Path, rows: list) -> str:
-    """JSON lines, a row that is a text as it stands; what --data is given for them."""
+def write_lines(path: Path, rows: list) -> Path:
+    """JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
-    return f"jsonl:{path}"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def jsonl(path: Path, rows: list) -> str:
+    """What --data is given for these lines."""
+    return f"jsonl:{write_lines(path, rows)}"
 
 
 def read_lines(path: Path) -> list:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from child_runs import METHODS, coin, options_of, run
+from helpers import read_lines
 from method_runs import metrics
 
 WITH_GROUPS = sorted(METHODS.keys() - {"sft"})
@@ -31,6 +34,31 @@ def first_row(method: str, out: Path, name: str = "run", setup=None, grade=coin,
 def test_scoring_uses_the_temperature_of_sampling(method, tmp_path):
     """The log-probabilities that the first update learns from are those with which the answers were sampled."""
     assert first_row(method, tmp_path, temperature=0.6, top_p=0.9)["logp_mismatch"] < 1e-4
+
+
+def note_updates(path: Path) -> None:
+    """A line with [learning rate, weight decay, norm of the gradient] for every update."""
+    import torch
+
+    plain = torch.optim.AdamW.step
+
+    def noted(self, *words, **more):
+        (group,) = self.param_groups
+        norm = torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
+        with open(path, "a") as file:
+            file.write(json.dumps([group["lr"], group["weight_decay"], float(norm)]) + "\n")
+        return plain(self, *words, **more)
+
+    torch.optim.AdamW.step = noted
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_optimiser_is_told_what_was_asked_for(method, tmp_path):
+    row = first_row(method, tmp_path, setup=partial(note_updates, tmp_path / "updates"), lr=3e-4, weight_decay=0.07,
+                    max_grad_norm=1e-3, warmup_steps=2, warmup=0.0, mini_batch_prompts=0)  # fmt: skip
+    ((lr, decay, norm),) = read_lines(tmp_path / "updates")
+    assert row["lr"] == lr == pytest.approx(3e-4 if method == "sft" else 1.5e-4)  # SFT warms up over a share of the run
+    assert decay == 0.07 and norm == pytest.approx(1e-3, rel=1e-2) and row["grad_norm"] > 1e-2
 
 
 def one_nat() -> None:

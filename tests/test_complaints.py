@@ -21,7 +21,7 @@ import pytest
 import torch
 from engine_helpers import FAMILIES, make_vlm, mixed_prompts, picture, random_responses
 from helpers import coin as toss
-from helpers import free_port, read_lines, write_lines
+from helpers import free_port, jsonl, read_lines, write_lines
 from method_runs import MINUTE, assert_same_tensors, metrics
 from PIL import Image
 from safetensors.torch import load_file
@@ -73,7 +73,7 @@ def picture_rows(folder: Path, count: int, side: int = 56) -> str:
     for n in range(count):
         picture(side, side, n).save(folder / f"{n}.png", compress_level=0)
         rows.append({"question": f"Which one is number {n}?", "answer": f"it is {n}", "image": f"{n}.png"})
-    return write_lines(folder / "rows.jsonl", rows)
+    return jsonl(folder / "rows.jsonl", rows)
 
 
 def text_sample(answer: str, kind: str = "text", **meta) -> Sample:
@@ -233,7 +233,7 @@ def test_05_processes_with_other_modalities_do_not_wait_for_each_other(train_vis
     monkeypatch.setattr("common.rewards.accuracy", coin)
     picture(84, 84).save(tmp_path / "a.png")
     rows = [{"question": "What is it?", "answer": "a", "image": "a.png"}, {"question": "Say something.", "answer": "b"}]
-    options = dict(data=write_lines(tmp_path / "rows.jsonl", rows), steps=2, kl_coef=0.1, recompute_old_logps=True,
+    options = dict(data=jsonl(tmp_path / "rows.jsonl", rows), steps=2, kl_coef=0.1, recompute_old_logps=True,
                    micro_tokens=1, lr=2e-5, train_vision=train_vision)  # fmt: skip
     plain = VLM.run_vision
 

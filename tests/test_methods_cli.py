@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import read_lines, write_lines
+from helpers import jsonl, read_lines
 from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
 
@@ -265,7 +265,7 @@ def test_skipped_rows_are_shown_at_the_end(tmp_path, capsys):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [{"question": "What color is it?", "answer": "red", "image": f"{name}.png"} for name in ("good", "broken")]
-    options = dict(data=write_lines(tmp_path / "d.jsonl", rows), bad_rows="skip", eval_questions=0, prompts_per_step=2)
+    options = dict(data=jsonl(tmp_path / "d.jsonl", rows), bad_rows="skip", eval_questions=0, prompts_per_step=2)
     grpo.main(small("grpo", tmp_path / "runs", **options))
     (skipped,) = summary(only_run(tmp_path / "runs"))["skipped"]
     assert "d.jsonl line 2" in skipped

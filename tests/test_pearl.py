@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import close, coin, write_lines
+from helpers import close, coin, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import (
@@ -341,7 +341,7 @@ def test_other_data_bring_their_checklists(tmp_path):
     rows = [{"question": "Which color?", "answer": "red", "image": f"{i}.png",
              "checklist": [{"question": "How many?", "answer": 3}, {"question": "Is it red?", "answer": "yes"}]}
             for i in range(3)]  # fmt: skip
-    data = write_lines(tmp_path / "d.jsonl", rows)
+    data = jsonl(tmp_path / "d.jsonl", rows)
     main(small(tmp_path / "runs", data=data, steps=1, eval_questions=0))
     assert metrics(only_run(tmp_path / "runs"))[0]["checklist"] > 0
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import coin, read_lines, write_lines
+from helpers import coin, jsonl, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
@@ -164,10 +164,11 @@ def test_any_text_gets_a_reward(text):
 
 def test_long_texts_take_linear_time():
     many = 200_000
-    has_layout("<think>\n" + "\n</think>\n<answer>\n\\boxed{" * many + "\n</answer>")
-    verdicts("<info1>" * many)
-    verdicts("".join(f"<info{k}>1</info{k}>" for k in range(1, many)))
-    grade(Args(grader="math_verify"), ["<answer>" * many], [])
+    assert not has_layout("<think>\n" + "\n</think>\n<answer>\n\\boxed{" * many + "\n</answer>")
+    assert verdicts("<info1>" * many) == []
+    every = verdicts("".join(f"<info{k}>1</info{k}>" for k in range(1, many)))
+    assert len(every) > 1000 and set(every) == {1.0}  # of as much as is read at all
+    assert grade(Args(grader="math_verify"), ["<answer>" * many], [ask("")]) == [0.0]
 
 
 # -------------------------------------------------------------------------------------------- facts and effects
@@ -196,7 +197,7 @@ def test_perceived_counts_answers_that_state_everything(tmp_path):
 def test_make_facts_keeps_right_solutions_and_asks_for_what_was_seen(server, tmp_path, capsys):
     rows = [{"problem": f"AB is {n}. How long?", "answer": str(n), "response": f"so \\boxed{{{n - n % 2}}}"}
             for n in (2, 3, 4)]  # fmt: skip
-    data = write_lines(tmp_path / "d.jsonl", rows)
+    data = jsonl(tmp_path / "d.jsonl", rows)
     server.script = [completion("Facts:\n<info1> AB has the label x</info1>\n<info2>a right angle</info2>")]
     out, judge = tmp_path / "facts.jsonl", f"{server.url},model=m"
     perception_r1.main(Args(data=data, judge=judge, make_facts=str(out)))

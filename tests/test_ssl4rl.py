@@ -204,10 +204,10 @@ def test_any_text_gets_a_reward(text, task):
     assert reward(text, gold("3,2,1,4", task)) in (0, 0.25, 0.5, 0.75, 1)
 
 
-def test_long_texts_are_no_problem():
+def test_long_texts_earn_nothing_in_linear_time():
     for piece in ("<answer>", "</answer>", "assistant\n", "1,", ",", "0", "<answer>1,"):
         for task in ("jigsaw", "rotation"):
-            reward(piece * 200_000, gold("3,2,1,4", task))
+            assert reward(piece * 200_000, gold("3,2,1,4", task)) == 0
 
 
 # ------------------------------------------------------------------------------------------------- the options

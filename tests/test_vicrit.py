@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import coin, read_lines, write_lines
+from helpers import coin, jsonl, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, summary
@@ -212,7 +212,7 @@ def test_ready_made_phrases_are_used_and_a_missing_caption_is_one_sentence(tmp_p
     assert error_in(sample) is None and vocabulary([sample]) == frozenset()
     with pytest.raises(SightRLError, match="has no caption; name its column"):
         error_in(Sample("2", "What color?", "red", "t", []))
-    source = write_lines(tmp_path / "d.jsonl", [{"image": picture(tmp_path), "text": "x"}])
+    source = jsonl(tmp_path / "d.jsonl", [{"image": picture(tmp_path), "text": "x"}])
     data = open_dataset(source, "train", columns="question=text,answer=text")
     with pytest.raises(SightRLError, match="line 1: no word of the caption can be exchanged; write a longer one"):
         WrongCaptions(data.samples, "{caption}")[0]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import close, write_lines
+from helpers import close, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import (
@@ -217,7 +217,7 @@ def test_other_options_run(options, coin_grades, tmp_path):
 def test_own_data_with_a_picture_mark(coin_grades, tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"question": "<image> What color is it?", "answer": "red", "image": "a.png"}
-    options = SMALL | dict(steps=1, eval_questions=0, data=write_lines(tmp_path / "d.jsonl", [row, row]))
+    options = SMALL | dict(steps=1, eval_questions=0, data=jsonl(tmp_path / "d.jsonl", [row, row]))
     main(Args(out=str(tmp_path / "runs"), **options))
     assert metrics(only_run(tmp_path / "runs"))[0]["tokens"] > 0
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import close, coin, write_lines
+from helpers import close, coin, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import (
@@ -237,7 +237,7 @@ def test_own_data_with_problem_types(tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"problem": "<image> What is written?", "solution": "<answer>stop</answer>", "image": "a.png"}
     rows = [row | {"problem_type": kind} for kind in ("OCR", "free-form", "numerical")]
-    options = SMALL | dict(steps=1, eval_questions=0, data=write_lines(tmp_path / "d.jsonl", rows))
+    options = SMALL | dict(steps=1, eval_questions=0, data=jsonl(tmp_path / "d.jsonl", rows))
     main(Args(out=str(tmp_path / "runs"), **options))
     assert metrics(only_run(tmp_path / "runs"))[0]["tokens"] > 0
 

@@ -200,7 +200,7 @@ def test_any_text_earns_something_in_range(text):
 def test_parsers_take_linear_time():
     for piece in ("<answer>", "</think> ", "<answer>\n", "(1,", "( ", "[[", "},", "{'Position': [1, 2, 3, 4], "):
         text = "<think>" + piece * (400_000 // len(piece)) + "</answer>"
-        rewards_of(Args(), text, DETECT), grade(text, asked("ground", "(1,2),(3,4)"))
+        assert rewards_of(Args(), text, DETECT)["iou"] == grade(text, asked("ground", "(1,2),(3,4)")) == 0
 
 
 # ----------------------------------------------------------------------------------------------------- the questions

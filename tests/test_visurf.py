@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import close, read_lines, write_lines
+from helpers import close, jsonl, read_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_runs import (
@@ -267,7 +267,8 @@ def test_marks_are_total(text):
 def test_long_responses_take_linear_time(unit):
     text = unit * 100_000
     for gold in (sample('[{"bbox_2d": [10, 20, 30, 40]}]'), sample("3", "number")):
-        marks(text, gold), marks(f"<answer>{text}</answer>", gold), marks(f"<think>{text}</think>{text}", gold)
+        for written in (text, f"<answer>{text}</answer>", f"<think>{text}</think>{text}"):
+            assert marks(written, gold)[2] == 0
 
 
 # -------------------------------------------------------------------------------------------------------- runs
@@ -335,7 +336,7 @@ def test_sft_then_grpo_changes_over_at_half_of_the_steps_or_tokens(tmp_path, mon
 def test_rows_with_a_label_text(tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"question": "the dog", "answer": "[]", "answer_type": "boxes", "image": "a.png", "label_text": "no dog"}
-    main(small(tmp_path / "runs", data=write_lines(tmp_path / "d.jsonl", [row]), steps=1))
+    main(small(tmp_path / "runs", data=jsonl(tmp_path / "d.jsonl", [row]), steps=1))
     assert read_lines(only_run(tmp_path / "runs") / "rollouts.jsonl")[0]["response"] == "no dog"
 
 

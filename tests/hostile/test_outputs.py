@@ -99,7 +99,7 @@ def test_endless_texts_are_taken(quiet: None) -> None:
 
 
 def test_numbers_of_100_000_digits(quiet: None) -> None:
-    """Reading a number takes time in the square of its digits: no parser may do it before it has counted them."""
+    """int() refuses them, float() makes infinity of them, exact fractions take time in the square of their digits."""
     assert problems(iter(["\\boxed{" + "9" * 100_000 + "}", "Answer: 1/" + "3" * 100_000]), 1) == []
 
 
