@@ -7,6 +7,8 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
+import shlex
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -15,6 +17,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from common.errors import SightRLError, stop
 
+# Options that change neither what a run computes nor when it ends,
+BOOKKEEPING = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints", "allow_outside",
+                         "device", "dry_run", "gpus"])  # fmt: skip
+# those that may change between two sittings of one run (any other would make the resumed run another run),
+MAY_DIFFER = BOOKKEEPING | {"steps", "max_minutes", "budget_tokens"}
+# and those in which runs may differ that are repetitions of one experiment.
+SAME_EXPERIMENT = BOOKKEEPING | {"seed", "log_rollouts_every", "base_from"}
 PROMPT = "{question}\nThink inside <think> </think>, then give the final answer in \\boxed{}."
 
 
@@ -116,7 +125,27 @@ def parse_args(cls: type[A], doc: str, argv: list[str] | None = None, **choices:
             defaults |= saved_options(cls, saved)
         except SightRLError as error:
             stop(error)
-    return tyro.cli(cls, args=argv, default=cls(**defaults), description=doc)
+    return tyro.cli(cls, args=argv, default=cls(**defaults), description=unwrapped(doc) + what_is_set(choices))
+
+
+def what_is_set(choices: dict[str, dict[str, dict]]) -> str:
+    """For --help: the options that every preset and variant sets, a line each."""
+    lines = [f"--{option} {value} sets {' '.join(as_flag(*pair) for pair in defaults.items())}"
+             for option, table in choices.items() for value, defaults in table.items() if defaults]  # fmt: skip
+    return "\n".join(["\n", *lines]) if lines else ""
+
+
+def as_flag(name: str, value: Any) -> str:
+    """One option as it would be typed, long texts cut."""
+    flag, text = name.replace("_", "-"), " ".join(str(value).split())
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(text if len(text) <= 60 else text[:50] + '...')}"
+
+
+def unwrapped(doc: str) -> str:
+    """A docstring for --help, which breaks lines itself: paragraphs and list items on one line each."""
+    return re.sub(r"(?<=\S)\n(?:   )?(?=\S)(?!\d\. )", " ", doc.rstrip())
 
 
 def saved_options(cls: type, path: Path) -> dict[str, Any]:

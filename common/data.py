@@ -2,41 +2,31 @@
 
     open_dataset("voc:BCCD", "train") -> Dataset -> Stream(dataset, seed).next(16) -> [Sample, ...]
 
-The readers of the single formats are in readers/. No picture is read before it is needed, and each distinct
-picture is decoded once while it is in use. A row that cannot be used gives one sentence with the file, the
-row and the fix.
+The readers of the single formats are in readers/, decoding is in pictures.py: no picture is read before it is needed.
+A row that cannot be used gives one sentence with the file, the row and the fix.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import random
-import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from common.errors import SightRLError
-
-MAX_SIDE = 16_384  # pixels
-MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a quarter of a gigabyte as RGB
-MAX_ASPECT = 200  # the image processor of Qwen-VL models refuses more
-# Formats that Pillow decodes itself; EPS, for one, would start another program.
-Image.init()
-FORMATS = [
-    f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if f in Image.OPEN
-]
+from common.pictures import load_image
 
 
-def bad_row(problem: str, fix: str) -> SightRLError:
-    """What is said about a row that cannot be used. problem: begins with the file and the row."""
-    return SightRLError(f"{problem}; {fix}, or leave such rows out with --bad-rows skip.")
+def hash_fraction(key: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        / 2**64
+    )
 
 
 @dataclass
@@ -270,195 +260,3 @@ def taking_turns(tasks: Sequence[str], seed: int) -> list[int]:
         rng.shuffle(queues[task])
     rows = [(place, task, i) for task, queue in queues.items() for place, i in enumerate(queue)]
     return [i for _, _, i in sorted(rows)]
-
-
-# --------------------------------------------------------------------------------------------------- pictures
-class ImageCache:
-    """Decoded pictures by key, each distinct one once; beyond `limit` bytes the longest unused go."""
-
-    def __init__(self, limit: int = 256 << 20) -> None:
-        self.limit, self.used = limit, 0
-        self.images: OrderedDict[Any, Image.Image] = OrderedDict()
-
-    def get(self, key: Any, decode: Callable[[], Image.Image]) -> Image.Image:
-        if key not in self.images:
-            self.images[key] = decode()
-            self.used += self.bytes_of(self.images[key])
-        self.images.move_to_end(key)
-        image = self.images[key]
-        while self.used > self.limit and self.images:
-            self.used -= self.bytes_of(self.images.popitem(last=False)[1])
-        return image
-
-    @staticmethod
-    def bytes_of(image: Image.Image) -> int:
-        return 3 * image.width * image.height
-
-
-DECODED = ImageCache()
-
-
-def load_image(source: Any, where: str, size: Sequence[int] | None = None) -> Image.Image:
-    """One picture as RGB: a path, encoded bytes or a PIL image.
-
-    The EXIF rotation is applied, unless size (width, height of the annotations) fits only without it;
-    transparent parts become white; 16-bit and float pictures are scaled to 8 bits. Raises SightRLError (one
-    sentence with where) for what is missing, broken, larger than 16,384 pixels on a side or 89 megapixels,
-    longer than 200 times its width, or of another size than its annotations.
-    """
-    if isinstance(source, Image.Image):
-        return decode_image(source, f"{where}: the picture", size)
-    if isinstance(source, bytes):
-        key, file, length = hashlib.blake2b(source, digest_size=16).digest(), io.BytesIO(source), len(source)
-        what = f"{where}: the embedded picture"
-    else:
-        what = f"{where}: the picture {source}"
-        try:
-            status = Path(source).stat()
-        except (OSError, ValueError):
-            raise bad_row(f"{what} does not exist", "add the file") from None
-        key, file, length = (str(source), status.st_mtime_ns), source, status.st_size
-    if not length:
-        raise bad_row(f"{what} is empty", "fetch it again")
-    return DECODED.get((key, tuple(size or ())), lambda: decode_image(file, what, size))
-
-
-def decode_image(source: Any, what: str, size: Sequence[int] | None) -> Image.Image:
-    """Open, check before decoding, decode. what: how messages begin. Raises SightRLError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what is refused here
-        try:
-            if isinstance(source, Image.Image):
-                return to_rgb(upright(source, what, size))
-            with Image.open(source, formats=FORMATS) as image:
-                return to_rgb(upright(image, what, size))
-        except SightRLError:
-            raise
-        except Image.DecompressionBombError:
-            raise bad_row(f"{what} has more than {MAX_PIXELS:,} pixels", "shrink it") from None
-        except Exception as error:  # decoders raise nearly anything on damaged files
-            problem = " ".join(str(error).split())[:120].rstrip(".") or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):
-                problem = "no JPEG, PNG, WebP, BMP, GIF or TIFF"
-            raise bad_row(f"{what} cannot be read ({problem})", "fetch it again") from None
-
-
-def upright(image: Image.Image, what: str, size: Sequence[int] | None) -> Image.Image:
-    """The picture turned as its EXIF data say; refuses what no model can use. Raises SightRLError."""
-    width, height = image.size
-    if max(width, height) > MAX_SIDE:
-        limit = f"the limit is {MAX_SIDE:,} pixels on a side"
-        raise bad_row(f"{what} is {width} x {height} and {limit}", "shrink it")
-    if width * height > MAX_PIXELS:
-        raise bad_row(f"{what} has {width * height:,} pixels and the limit is {MAX_PIXELS:,}", "shrink it")
-    if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT:
-        raise bad_row(
-            f"{what} is {width} x {height}, more than {MAX_ASPECT} times as long as wide", "crop it"
-        )
-    turned = ImageOps.exif_transpose(image)
-    if size is None or turned.size == tuple(size):
-        return turned
-    if image.size != tuple(size):
-        problem = f"is {width} x {height} but its annotation says {size[0]} x {size[1]}"
-        raise bad_row(f"{what} {problem}", "correct the annotation")
-    return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: transparency over white, 16-bit and float values scaled instead of clipped."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image.copy()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(
-            np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0
-        )  # float64 [height, width]
-        top = float(values.max(initial=0.0))
-        full = (
-            65535.0
-            if image.mode.startswith("I;16")
-            else next((t for t in (1.0, 255.0, 65535.0) if top <= t), top)
-        )
-        full = 255.0 if image.mode == "I" and full == 1.0 else full
-        gray = (values.clip(0, None) / full * 255).round().astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-# ----------------------------------------------------------------------------------------------------- splits
-PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-SHARES = {
-    "test": 0.10,
-    "val": 0.05,
-}  # cut from the rest by the hash of the picture where there is no official split
-
-
-def official_part(available: Sequence[str], split: str, where: str) -> tuple[str, dict[str, float]]:
-    """Which published part serves a split, and what other splits are cut out of it: (part, {split: share}).
-
-    test is the published test part, or else the published validation part, or else 10 % of train; val is the
-    published validation part if test is another one, or else 5 % of train; train is the rest. One part of
-    unknown name is cut. Raises SightRLError when nothing serves the split.
-    """
-    found = {name: part for name, names in PARTS.items() for part in available if part.lower() in names}
-    if not found and len(available) == 1:
-        return available[0], dict(SHARES)
-    plan = {"train": found.get("train"), "test": found.get("test", found.get("val"))}
-    plan["val"] = found.get("val") if "test" in found else None
-    shares = {name: share for name, share in SHARES.items() if plan[name] is None}
-    part = plan[split] or (plan["train"] if split in shares else None)
-    if part is None:
-        parts = ", ".join(sorted(available)) or "none"
-        raise SightRLError(
-            f"{where} has the parts {parts}, nothing to use as {split}; name one of them {split}."
-        )
-    return part, shares if part == plan["train"] else {}
-
-
-def hash_fraction(key: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return (
-        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-        / 2**64
-    )
-
-
-def cut(keys: Iterable[str], shares: dict[str, float]) -> dict[str, str]:
-    """Split of every key (picture) by its hash: {key: "train" | "val" | "test"}.
-
-    The lowest hashes go to the splits in `shares`, each of which gets at least one key if there are three or
-    more.
-    """
-    ranked = sorted((hash_fraction(key), key) for key in set(keys))
-    parts = {key: "train" for _, key in ranked}
-    start, low = 0, 0.0
-    for name, share in shares.items() if len(ranked) >= 3 else ():
-        end = max(start + 1, sum(value < low + share for value, _ in ranked))
-        parts |= {key: name for _, key in ranked[start:end]}
-        start, low = end, low + share
-    return parts
-
-
-def linked(keys: Sequence[Sequence[str]]) -> list[str]:
-    """One key per row such that rows which share a picture, directly or through others, get the same one."""
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for row in keys:
-        for key in row[1:]:
-            a, b = sorted((root(row[0]), root(key)))
-            parent[b] = a
-    return [root(row[0]) if row else "" for row in keys]

@@ -14,11 +14,17 @@ def printable(text: str) -> str:
     """Text out of data or a model, fit for a terminal: what could be a command to it is shown as U+FFFD."""
     return UNSAFE.sub("\ufffd", text)
 
+
 how_to_continue = ""  # the command that resumes the run under way; set while a run trains
 
 
 class SightRLError(Exception):
     """An error whose message is all the user needs: one sentence with the file, the row and the fix."""
+
+
+def bad_row(problem: str, fix: str) -> SightRLError:
+    """What is said about a row that cannot be used. problem: begins with the file and the row."""
+    return SightRLError(f"{problem}; {fix}, or leave such rows out with --bad-rows skip.")
 
 
 def stop(error: SightRLError) -> NoReturn:

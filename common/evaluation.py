@@ -1,11 +1,10 @@
-"""Held-out accuracy with intervals: k responses per question, stored one by one so that any number can be
-recomputed.
+"""Held-out accuracy with intervals: k responses per question, stored one by one so that any number can be recomputed.
 
-avg@k   mean score over questions of the mean score of their k responses
-pass@j  chance that at least one of j responses is correct, unbiased for j <= k (Chen et al. 2021, arXiv
-2107.03374, eq. 1) 95 % intervals: percentile bootstrap over questions, 10,000 draws, fixed seed; differences
-are paired by question. A response counts as correct where correctness is yes or no (pass@j, McNemar) when its
-score is above 0.5.
+avg@k   mean over questions of the mean score of their k responses
+pass@j  chance that at least one of j responses is correct, unbiased for j <= k (arXiv 2107.03374, eq. 1)
+
+95 % intervals: percentile bootstrap over questions, 10,000 draws, fixed seed; differences are paired by question. Where
+correctness is yes or no (pass@j, McNemar) a response is correct when its score is above 0.5.
 """
 
 import base64

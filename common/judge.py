@@ -117,7 +117,7 @@ def local_model(name: str, device: str, max_tokens: int, rows: int = 32) -> Call
 
     from common.distributed import world_size
     from common.rollout import rollout
-    from common.vlm import load_vlm
+    from common.vlm import harmless, load_vlm
 
     if world_size() > 1:
         raise SightRLError(f"the judge local:{name} works in one process only; serve the model and give its address.")
@@ -132,8 +132,3 @@ def local_model(name: str, device: str, max_tokens: int, rows: int = 32) -> Call
             yield from enumerate(part.texts, start)
 
     return ask
-
-
-def harmless(text: str) -> str:
-    """Judged text must not end its turn or ask for pictures: the marks of both are taken apart."""
-    return text.replace("<|", "< |").replace("<image>", "< image>")

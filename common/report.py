@@ -9,30 +9,22 @@ is escaped.
 
 import base64
 import hashlib
-import io
 import json
 import re
 import sys
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from common import charts
 from common.charts import text
 from common.checkpoint import write_file
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations, gap_change
-from common.run import duration
+from common.progress import duration
+from common.report_rollouts import HABITS, gallery, json_lines
 
-GROUPS = 3  # groups of rollouts shown from the start and from the end of training
-SHOWN = 3  # responses shown of a group before "more"
 CHANGED = 6  # questions shown that rose most, and that fell most
-PICTURE = 448  # longest side in pixels of an embedded picture
-LEVELS = 8  # colours of visual dependency, classes d0..d7
-HABITS = ("careful", "sloppy", "blind", "other")
 
 # title, {metric: (label, class)}, what it is, whether the axis starts at 0
 CURVES = [
@@ -75,7 +67,7 @@ def write_report(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise SightRLError(f"{folder} is not a run folder: it has no config.json.")
     files = {name: _json(folder / f"{name}.json") for name in ("config", "run", "versions", "summary")}
-    metrics = list(_lines(folder / "metrics.jsonl"))
+    metrics = list(json_lines(folder / "metrics.jsonl"))
     before, after = (_evaluation(folder / f"eval_{name}.json") for name in ("before", "after"))
     comparison = compare_evaluations(before, after, CHANGED) if before and after else None
     own = [_evaluation(folder / f"own_{name}.json") for name in ("before", "after")]
@@ -90,7 +82,7 @@ def write_report(folder: Path) -> Path:
         _habits_and_gap(before, after),
         _curves(metrics),
         _changed(comparison, before, after),
-        _gallery(folder),
+        gallery(folder),
         _footer(files),
     ]
     content = page(_title(files), "\n".join(part for part in parts if part))
@@ -124,20 +116,6 @@ def _json(path: Path) -> dict:
     except ValueError as error:
         raise SightRLError(f"{path} is damaged ({error}).") from error
     return value if isinstance(value, dict) else {}
-
-
-def _lines(path: Path) -> Iterator[dict]:
-    """The records of a JSON-lines file; a last line cut short by a kill or a full disk is left out."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
 
 
 def _evaluation(path: Path) -> Evaluation | None:
@@ -317,12 +295,9 @@ def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluat
             body += _accuracy_row(key, a, b, result, total=bool(keys))
     legend = charts.legend_of([("before training", "before"), ("after training", "after")])
     return (
-        f'<h2>{title}</h2><p class="about">Mean of {only.k} sampled responses a question, never '
-        "seen in "
-        "training. Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and "
-        "its "
-        f'interval, coloured when it leaves out 0.</p><div class="panel">{legend}<div '
-        f'class="rows">{body}</div></div>'
+        f'<h2>{title}</h2><p class="about">Mean of {only.k} sampled responses a question, never seen in training. '
+        'Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and its interval, '
+        f'coloured when it leaves out 0.</p><div class="panel">{legend}<div class="rows">{body}</div></div>'
     )
 
 
@@ -381,13 +356,10 @@ def _gap(before: Evaluation | None, after: Evaluation | None) -> str:
     note = f"{_points(rows[0]['gap'])} → {_points(rows[1]['gap'])}"
     plot = charts.axis(low, high, signed=True) + charts.dumbbell(*values, low, high, better=-1)
     return (
-        '<div class="panel"><h3>Counter-prior gap</h3><p class="about">Accuracy where answers are '
-        "distributed as "
-        "in training, minus accuracy where that prior is flipped. A policy that looks has no gap; one that "
-        "guesses "
-        f'from the prior has a large one.</p><div class="plot wide">{plot}</div><p class="note">{note} '
-        "points, change "
-        f"{_change(result, better=-1)}</p></div>"
+        '<div class="panel"><h3>Counter-prior gap</h3><p class="about">Accuracy where answers are distributed as in '
+        'training, minus accuracy where that prior is flipped. A policy that looks has no gap; one that guesses '
+        f'from the prior has a large one.</p><div class="plot wide">{plot}</div><p class="note">{note} points, '
+        f'change {_change(result, better=-1)}</p></div>'
     )
 
 
@@ -411,8 +383,7 @@ def _curves(metrics: list[dict]) -> str:
         "the "
         f"run; the number is its last value.</p><div "
         f'class="grid3">{"".join(figures)}</div>{_time(metrics, columns)}'
-        f"<details><summary>All other metrics ({len(rest)})</summary><div "
-        f'class="grid3">{others}</div></details>'
+        f'<details><summary>All other metrics ({len(rest)})</summary><div class="grid3">{others}</div></details>'
     )
 
 
@@ -452,8 +423,7 @@ def _changed(comparison: dict | None, before: Evaluation | None, after: Evaluati
             columns += f'<div><h3>{title}</h3><div class="panel">{items}</div></div>'
     return (
         '<h2>What changed</h2><p class="about">The held-out questions whose share of right responses moved '
-        "most."
-        f'</p><div class="columns">{columns}</div>'
+        f'most.</p><div class="columns">{columns}</div>'
     )
 
 
@@ -480,143 +450,6 @@ def _said(response: str, score: float) -> str:
     return f'<div class="response {kind}"><div class="text">{text(response)}</div></div>'
 
 
-# ---------------------------------------------------------------- rollouts
-
-
-def _gallery(folder: Path) -> str:
-    first, last, logged = _groups(folder / "rollouts.jsonl")
-    if not first:
-        return ""
-    values = sorted(v for group in (*first, *last) for record in group for v in _dependency(record))
-    top = values[int(0.95 * (len(values) - 1))] if values else 0.0
-    sections = ""
-    for title, groups in (("Early in training", first), ("Late in training", last)):
-        if groups:
-            sections += f"<h3>{title}</h3>" + "".join(_group(folder, group, top) for group in groups)
-    return (
-        f'<h2>Rollouts</h2><p class="about">The first and the last of {logged} logged groups, unselected. '
-        "Responses are sorted by advantage; those above the group's average are made more likely, those "
-        "below "
-        f"less.</p>{_scale(top) if values else ''}{sections}"
-    )
-
-
-def _groups(path: Path) -> tuple[list[list[dict]], list[list[dict]], int]:
-    """The first and the last GROUPS groups and how many there are; a group is one question at one step."""
-    first: list[list[dict]] = []
-    last: deque[list[dict]] = deque(maxlen=GROUPS)
-    count, key = 0, None
-    for record in _lines(path):
-        if (record.get("step"), record.get("sample_id")) != key:
-            key = (record.get("step"), record.get("sample_id"))
-            group: list[dict] = []
-            (first if count < GROUPS else last).append(group)
-            count += 1
-        group.append(record)
-    return first, list(last), count
-
-
-def _dependency(record: dict) -> list[float]:
-    """The tokens' dependency when the record has one number a token, else nothing."""
-    values, tokens = record.get("dependency") or [], record.get("tokens") or []
-    return [float(v or 0.0) for v in values] if len(values) == len(tokens) else []
-
-
-def _group(folder: Path, group: list[dict], top: float) -> str:
-    record = group[0]
-    pictures = "".join(_picture(folder, name) for name in record.get("images", [])[:4])
-    ranked = sorted(group, key=lambda r: -(r.get("advantage") or 0.0))
-    shown = ranked if len(ranked) <= SHOWN else [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
-    hidden = [r for r in ranked if not any(r is s for s in shown)]
-    same = len(group) > 1 and len({sum((r.get("rewards") or {}).values()) for r in group}) == 1
-    more = "".join(_response(r, top) for r in hidden)
-    more = f"<details><summary>{len(hidden)} more responses</summary>{more}</details>" if more else ""
-    spread = "<p>All responses earned the same: this group teaches nothing.</p>" if same else ""
-    about = (
-        f"step {record.get('step', 0) + 1}",
-        text(record.get("task", "")),
-        text(record.get("sample_id", "")),
-    )
-    return (
-        f'<div class="group"><div class="ask"><div class="pictures">{pictures}</div><div>'
-        f'<p class="question">{text(record.get("question", ""))}</p>'
-        f"<p>gold <b>{text(record.get('answer', ''))}</b></p><p>{' · '.join(about)}</p>{spread}</div></div>"
-        f"{''.join(_response(r, top) for r in shown)}{more}</div>"
-    )
-
-
-def _response(record: dict, top: float) -> str:
-    advantage, rewards = record.get("advantage"), record.get("rewards") or {}
-    kind = "" if not advantage else "plus" if advantage > 0 else "minus"
-    chips = [f"reward <b>{charts.number(sum(v or 0 for v in rewards.values()))}</b>"]
-    if len(rewards) > 1:
-        chips[0] += " (" + ", ".join(f"{text(n)} {charts.number(v)}" for n, v in rewards.items()) + ")"
-    if advantage is not None:
-        signed = f"{advantage:+.2f}".replace("-", "−") if advantage else "0"
-        chips.append(f"advantage <b>{signed}</b>")
-    if record.get("habit"):
-        chips.append(
-            f'<span><i class="swatch {_habit_class(record["habit"])}"></i>{text(record["habit"])}</span>'
-        )
-    shown = "".join(f"<span>{chip}</span>" for chip in chips)
-    words = _words(record, top)
-    return (
-        f'<div class="response {kind}"><div class="chips">{shown}</div><div class="text">{words}</div></div>'
-    )
-
-
-def _habit_class(habit: str) -> str:
-    return habit if habit in HABITS else "other"
-
-
-def _words(record: dict, top: float) -> str:
-    """The response, every token coloured by its visual dependency where that was logged."""
-    values, kept = _dependency(record), record.get("kept") or []
-    if not values:
-        return text(record.get("response", ""))
-    words = ""
-    for i, (token, value) in enumerate(zip(record["tokens"], values, strict=True)):
-        mark = "" if i >= len(kept) else " kept" if kept[i] else " masked"
-        words += (
-            f'<span class="t d{level(value, top)}{mark}" title="{charts.number(value)}">{text(token)}</span>'
-        )
-    return words
-
-
-def level(value: float, top: float) -> int:
-    """Colour 0..7 of a dependency, linear up to `top`."""
-    return 0 if top <= 0 or value <= 0 else min(LEVELS - 1, int(LEVELS * value / top))
-
-
-def _scale(top: float) -> str:
-    ramp = "".join(f'<i class="d{i}"></i>' for i in range(LEVELS))
-    high = charts.number(top * (LEVELS - 1) / LEVELS, 2)
-    return (
-        f'<div class="scale"><span class="steps">visual dependency 0 <span class="ramp">{ramp}</span>'
-        f" {high} and more</span>"
-        '<span><span class="t kept">underlined</span> takes part in the update</span>'
-        '<span><span class="t masked">dotted</span> masked out of the update</span>'
-        "<span>Dependency: how much the distribution of a token changes when the picture is "
-        "destroyed.</span></div>"
-    )
-
-
-def _picture(folder: Path, name: str) -> str:
-    """A logged picture as a data: image; only files of the run's own images/ folder are ever opened."""
-    path = folder / "images" / Path(str(name)).name
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return ""
-    image.thumbnail((PICTURE, PICTURE))
-    buffer = io.BytesIO()
-    small = max(image.size) <= 160  # drawn pictures stay sharp, photographs stay small
-    image.save(buffer, *(("PNG",) if small else ("JPEG",)), optimize=True)
-    kind, data = "png" if small else "jpeg", base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/{kind};base64,{data}" alt="the picture the question is about">'
-
-
 # ---------------------------------------------------------------- footer
 
 
@@ -632,10 +465,9 @@ def _footer(files: dict[str, dict]) -> str:
     return (
         f"<h2>Settings</h2><details><summary>All options "
         f"({len(files['config'])})</summary>{options}</details>"
-        f"<details><summary>Versions and hardware</summary>{about}</details>"
-        "<footer>Built from config.json, metrics.jsonl, rollouts.jsonl and eval_*.json in this folder. The "
-        "page "
-        "loads nothing from anywhere and runs no script.</footer>"
+        f"<details><summary>Versions and hardware</summary>{about}</details><footer>Built from config.json, "
+        "metrics.jsonl, rollouts.jsonl and eval_*.json in this folder. The page loads nothing from anywhere and "
+        "runs no script.</footer>"
     )
 
 

@@ -23,58 +23,50 @@ A loop that can be stopped and continued bit for bit (metrics but seconds, token
 """
 
 import atexit
-import dataclasses
 import hashlib
 import io
 import json
 import math
-import netrc
 import os
-import platform
 import random
-import re
 import shlex
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
 
 from common import checkpoint as checkpoints
 from common import distributed, errors
 from common.errors import SightRLError, printable
+from common.progress import Display
+from common.run_folder import (
+    as_json,
+    command_line,
+    git_state,
+    json_number,
+    lock_folder,
+    open_folder,
+    options_of,
+    peak_memory_gb,
+    read_object,
+    remove_folder,
+    spelled,
+    start_wandb,
+    versions,
+)
 from common.sharding import gather_weights
 
-try:
-    import fcntl
-    import resource
-except (
-    ImportError
-):  # Windows: no protection against two processes in one folder, no peak memory of the process
-    fcntl = resource = None
-
-# Options that may change between two sittings of one run. Any other would make the resumed run another run.
-MAY_DIFFER = frozenset(["resume", "run_name", "out", "wandb", "checkpoint_every", "keep_checkpoints", "allow_outside",
-                        "device", "dry_run", "gpus", "steps", "max_minutes", "budget_tokens"])  # fmt: skip
-LIBRARIES = ("torch", "transformers", "safetensors", "peft", "numpy", "pillow")
 SKIPS = 3  # steps in a row without an update for NaN or infinity that stop a run
 MOSTLY = 0.5  # share of answers without an end and without an answer from which on the user is told
-PLAIN_SECONDS = 10.0  # without a terminal: at most one progress line in so many seconds
 
 
 class Run:
@@ -96,8 +88,8 @@ class Run:
         self.step = -1
         self.stop_requested = False
         main = distributed.is_main()
-        self.folder, self.resumed = distributed.from_main(_open_folder(args, method) if main else None)
-        self._lock = _lock(self.folder) if main else None
+        self.folder, self.resumed = distributed.from_main(open_folder(args, method) if main else None)
+        self._lock = lock_folder(self.folder) if main else None
         self._seconds: dict[str, float] = {}
         self._elapsed, self._opened = 0.0, time.perf_counter()
         self._step_started = self._opened
@@ -106,7 +98,7 @@ class Run:
         self._signal, self._all_saved = 0, False
         self.counts = {"skipped": 0, "skipped_in_a_row": 0, "no_spread": 0}  # steps so far
         self._old_handlers: dict[int, Any] = {}
-        self._display: _Display | None = None
+        self._display: Display | None = None
         self._files: dict[str, BinaryIO] = {}
         self._reported: set[str] = set()
         self._seed(args.seed)
@@ -123,15 +115,15 @@ class Run:
     def _write_description(self) -> None:
         now = datetime.now().isoformat(timespec="seconds")
         if self.resumed:
-            about = _read_object(self.folder, "run.json")
+            about = read_object(self.folder, "run.json")
             about["resumed"] = [*(about.get("resumed") or []), now]
             about["total_steps"] = self.total_steps
         else:
-            about = {"method": self.method, "command": _command(), **git_state(), "total_steps": self.total_steps}
+            about = {"method": self.method, "command": command_line(), **git_state(), "total_steps": self.total_steps}
             about |= {"started": now, "resumed": []}
         checkpoints.write_json(self.folder / "run.json", about)
-        checkpoints.write_json(self.folder / "versions.json", _versions())
-        checkpoints.write_json(self.folder / "config.json", _config(self.args))  # the last: now it can be resumed
+        checkpoints.write_json(self.folder / "versions.json", versions())
+        checkpoints.write_json(self.folder / "config.json", options_of(self.args))  # the last: now it can be resumed
         with checkpoints.disk_errors(self.folder / "checkpoints"):  # said now, not after hours
             (self.folder / "checkpoints").mkdir(exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder / "checkpoints").close()
@@ -160,12 +152,12 @@ class Run:
         """
         now = time.perf_counter()
         seconds = now - self._step_started
-        record: dict[str, Any] = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
+        record: dict[str, Any] = {"step": step, **{name: json_number(value) for name, value in metrics.items()}}
         record |= {name: round(value, 4) for name, value in self._seconds.items()}
         record["seconds/step"] = round(seconds, 4)
         if "tokens" in record and "tokens_per_second" not in record:
             record["tokens_per_second"] = round((record["tokens"] or 0) / max(seconds, 1e-9), 1)
-        record["memory/peak_gb"] = _peak_memory_gb()
+        record["memory/peak_gb"] = peak_memory_gb()
         self._append("metrics.jsonl", json.dumps(record, allow_nan=False))
         for name in [n for n, value in record.items() if value is None and n not in self._reported]:
             self.say(f"warning: step {step}: {name} is not a finite number (written as null)")
@@ -206,7 +198,7 @@ class Run:
             return
         lines = []
         for record in records:
-            line = {name: _plain(_spelled(value)) for name, value in record.items() if name != "images"}
+            line = {name: as_json(spelled(value)) for name, value in record.items() if name != "images"}
             line["images"] = [self._store_image(image) for image in record["images"]]
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         data = "".join(lines).encode("utf-8", "backslashreplace")
@@ -221,7 +213,7 @@ class Run:
         [str], dependency [float], kept [bool]."""
         for record in records if distributed.is_main() else ():
             images = record.get("images", [record["image"]] if "image" in record else [])
-            line = {"step": step, **_plain({n: v for n, v in record.items() if n not in ("image", "images")})}
+            line = {"step": step, **as_json({n: v for n, v in record.items() if n not in ("image", "images")})}
             line["images"] = [self._store_image(image) for image in images]
             self._append("rollouts.jsonl", json.dumps(line, ensure_ascii=False))
 
@@ -359,9 +351,9 @@ class Run:
 
     def _start(self, first: int) -> None:
         if self.args.wandb and distributed.is_main():
-            self._wandb = _start_wandb(self.args, self.method, self.folder)
+            self._wandb = start_wandb(self.args, self.method, self.folder)
         self._all_saved = first >= self.total_steps
-        self._display = _Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
+        self._display = Display(self.method, first, self.total_steps, getattr(self.args, "budget_tokens", 0))
         old = f"continuing after step {first}" if first else "starting again, there is no checkpoint yet"
         self.say(f"{self.folder}: {old if self.resumed else 'new run'}")
         errors.how_to_continue = self.resume_command()
@@ -372,7 +364,7 @@ class Run:
         self._opened = self._step_started = time.perf_counter()
 
     def resume_command(self) -> str:
-        return f"{_command()} --resume {shlex.quote(str(self.folder))}"
+        return f"{command_line()} --resume {shlex.quote(str(self.folder))}"
 
     # ------------------------------------------------------------ stopping and finishing
 
@@ -443,9 +435,9 @@ class Run:
         with self._disk("summary.json"):
             about = {"method": self.method, "steps": self.step + 1, "seconds": round(seconds, 1)}
             about |= {f"steps_{name}": self.counts[name] for name in ("skipped", "no_spread")}
-            checkpoints.write_json(self.folder / "summary.json", _plain({**about, **summary}))
+            checkpoints.write_json(self.folder / "summary.json", as_json({**about, **summary}))
         if self._wandb is not None:
-            self._wandb.summary.update(_plain(summary))
+            self._wandb.summary.update(as_json(summary))
         self.close()
         from common.report import write_report  # here: training must not need the report's code to run
 
@@ -461,328 +453,7 @@ class Run:
         """Save under another name first: a kill leaves no half-written model that looks like a whole one."""
         target, temporary = self.folder / "model", self.folder / f"{checkpoints.TEMPORARY}model"
         with self._disk("model", checkpoints.bytes_of(self._vlm.model, None)):
-            _remove(temporary)
+            remove_folder(temporary)
             self._vlm.save(temporary)
-            _remove(target)
+            remove_folder(target)
             os.replace(temporary, target)
-
-
-# ---------------------------------------------------------------- the run folder
-
-
-def _open_folder(args: Any, method: str) -> tuple[Path, bool]:
-    """The run's folder and whether it continues an old run."""
-    if args.resume == "auto":
-        found = _newest_unfinished(Path(args.out), method, _config(args))
-        if found is not None:
-            return found, True
-    elif args.resume:
-        _check_same_options(Path(args.resume), args)
-        return Path(args.resume), True
-    data = re.sub(r"[^A-Za-z0-9.]+", "-", str(getattr(args, "data", "")))[-40:].strip("-.")
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = args.run_name or "-".join(p for p in (method, data, f"s{args.seed}", stamp) if p)
-    folder = Path(args.out) / name
-    if args.run_name and folder.is_dir() and not _never_started(folder):
-        raise SightRLError(
-            f"{folder} exists already; choose another --run-name, or continue it with --resume {folder}."
-        )
-    with checkpoints.disk_errors(folder):
-        while not args.run_name and folder.exists():  # a second run in the same second
-            folder = folder.with_name(folder.name + "x")
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder, False
-
-
-def _never_started(folder: Path) -> bool:
-    """Empty, or left by a run that was killed before it had described itself."""
-    ours = (".lock", "run.json", "versions.json")
-    return all(path.name in ours or path.name.startswith(checkpoints.TEMPORARY) for path in folder.iterdir())
-
-
-def _read_config(folder: Path) -> dict:
-    return _read_object(folder, "config.json")
-
-
-def _read_object(folder: Path, name: str) -> dict:
-    """What a run wrote about itself. Raises SightRLError for a file that is missing or damaged."""
-    try:
-        return dict(json.loads((folder / name).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise SightRLError(f"--resume {folder}: no run folder there ({name} is missing or damaged).") from error
-
-
-def _check_same_options(folder: Path, args: Any) -> None:
-    saved, given = _read_config(folder), _config(args)
-    differing = [
-        n for n in sorted(set(saved) | set(given)) if n not in MAY_DIFFER and saved.get(n) != given.get(n)
-    ]
-    if differing:
-        started = "; ".join(f"{n} was {saved.get(n)!r}, now {given.get(n)!r}" for n in differing[:3])
-        about = _read_object(folder, "run.json")
-        raise SightRLError(
-            f"--resume {folder}: other options than at the start ({started}); continue with: "
-            f"{about.get('command')} --resume {shlex.quote(str(folder))}"
-        )
-
-
-def _newest_unfinished(out: Path, method: str, config: dict) -> Path | None:
-    def fits(folder: Path) -> bool:
-        if (folder / "summary.json").exists() or not (folder / "run.json").exists():
-            return False
-        try:
-            saved, about = _read_config(folder), _read_object(folder, "run.json")
-        except SightRLError:  # a damaged folder, or one of another program
-            return False
-        same = all(saved.get(n) == config.get(n) for n in set(saved) | set(config) if n not in MAY_DIFFER)
-        return same and about.get("method") == method
-
-    folders = sorted(out.glob("*/config.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path.parent for path in folders if fits(path.parent)), None)
-
-
-def _lock(folder: Path) -> Any:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
-    if fcntl is None:
-        return None
-    with checkpoints.disk_errors(folder):
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (open as long as the run)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise SightRLError(f"{folder} is in use by another process; wait for it or stop it first.") from error
-    return file
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        folder.rmdir()
-
-
-# ---------------------------------------------------------------- what is written down about a run
-
-
-def _config(args: Any) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(args), default=str))
-
-
-def _command() -> str:
-    """The command line without --resume, with paths relative to the working folder where possible."""
-    words = [*distributed.launcher(), _relative(sys.argv[0])]
-    rest = iter(sys.argv[1:])
-    for word in rest:
-        if word == "--resume":
-            next(rest, None)
-        elif not word.startswith("--resume="):
-            words.append(word)
-    return shlex.join(words)
-
-
-def _relative(path: str) -> str:
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return path
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of this repository and whether files differ from it; None, None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str | None:
-        try:
-            call = ["git", "-C", str(root), *words]
-            done = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if not (root / ".git").exists():
-        return {"git_commit": None, "git_dirty": None}
-    changes = git("status", "--porcelain", "--", ".", ":!results", ":!runs")  # what a run reads, not what runs write
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
-
-
-def _versions() -> dict[str, Any]:
-    found = {"python": platform.python_version(), "system": platform.platform()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found | {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world_size(),
-        "gpus": gpus,
-    }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _start_wandb(args: Any, method: str, folder: Path) -> Any:
-    """Mirror the metrics to Weights & Biases; without an account into the offline folder, never asking
-    anything."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise SightRLError("--wandb needs the wandb package: pip install wandb") from error
-    mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_account() else "offline")
-    return wandb.init(
-        project="sightrl",
-        group=method,
-        name=folder.name,
-        id=folder.name,
-        resume="allow",
-        mode=mode,
-        dir=str(folder),
-        config=_config(args),
-        settings=wandb.Settings(silent=True),
-    )
-
-
-def _wandb_account() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-# ---------------------------------------------------------------- numbers
-
-
-def _number(value: Any) -> float | int | None:
-    """A metric as a JSON number: tensors and NumPy scalars become floats, what is not finite becomes None."""
-    if isinstance(value, bool | np.bool_):
-        return int(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
-def _spelled(value: Any) -> Any:
-    """Numbers that JSON lacks as text: "nan", "inf", "-inf"."""
-    if isinstance(value, dict):
-        return {name: _spelled(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_spelled(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    """Nested values as JSON: tensors and arrays as lists, floats with 6 significant digits, not finite as
-    None."""
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _peak_memory_gb() -> float | None:
-    """Largest memory so far in GB (1e9 bytes): of the GPU's allocator, or of this process without a GPU."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    if resource is None:
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
-
-
-# ---------------------------------------------------------------- progress
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(7), duration(200), duration(7500)
-    ('7s', '3m20s', '2h05m')
-    """
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-
-
-class _Display:
-    """A live line on a terminal, a plain line now and then anywhere else."""
-
-    def __init__(self, method: str, first: int, total: int, budget_tokens: int = 0) -> None:
-        self.total, self.recent, self.budget_tokens = total, [], budget_tokens
-        self.console = Console()
-        self.live: Live | None = None
-        self._last_plain = -math.inf
-        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.progress = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
-            self.task = self.progress.add_task(method, total=total, completed=first, numbers="")
-            self.phases = Text("", style="dim")
-            self.live = Live(Group(self.progress, self.phases), console=self.console, refresh_per_second=4)
-            self.live.start()
-
-    def update(self, step: int, record: dict[str, Any], notes: list[str]) -> None:
-        self.recent = [*self.recent, record["seconds/step"]][-20:]
-        steps_left, where = self.total - step - 1, f"step {step + 1}/{self.total}"
-        if self.budget_tokens and record.get("tokens_generated"):
-            done = record["tokens_generated"] / self.budget_tokens  # of the budget, in (0, 1]
-            steps_left = min(steps_left, (step + 1) * max(0.0, 1 / done - 1))
-            where = f"step {step + 1}, {min(done, 1):.0%} of {self.budget_tokens:,} tokens"
-        left = steps_left * float(np.median(self.recent))
-        numbers = "  ".join([*_headline(record), *notes, f"{duration(left)} left"])
-        seconds = {n[8:]: s for n, s in record.items() if n.startswith("seconds/") and n != "seconds/step"}
-        phases = "  ".join(f"{name} {value:.2f}s" for name, value in seconds.items())
-        if self.live is not None:
-            self.progress.update(self.task, completed=step + 1, numbers=numbers)
-            self.phases.plain = phases
-            return
-        now = time.monotonic()
-        if step + 1 >= self.total or now - self._last_plain >= PLAIN_SECONDS:
-            self._last_plain = now
-            print(f"{where}  {numbers}" + (f"  ({phases})" if phases else ""), flush=True)
-
-    def say(self, text: str) -> None:
-        if self.live is not None:
-            self.console.print(printable(text), markup=False, emoji=False, highlight=False)
-        else:
-            print(printable(text), flush=True)
-
-    def close(self) -> None:
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
-
-
-def _headline(record: dict[str, Any]) -> list[str]:
-    """Reward, accuracy and speed for the progress line, as far as they were logged."""
-    shown = []
-    for label, names in (
-        ("reward", ("reward/mean", "reward")),
-        ("accuracy", ("accuracy", "reward/accuracy")),
-    ):
-        name = next((n for n in names if record.get(n) is not None), None)
-        if name is not None:
-            shown.append(f"{label} {record[name]:.3f}")
-    if record.get("loss") is not None and not shown:
-        shown.append(f"loss {record['loss']:.4f}")
-    if record.get("tokens_per_second"):
-        shown.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-    return shown

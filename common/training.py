@@ -26,7 +26,7 @@ from common.rewards import accuracy, parse_state
 from common.rollout import Rollout
 from common.run import Run
 from common.sharding import gather_weights, shard, sum_gradients, whole_tensor
-from common.vlm import VLM, Prompt, load_vlm
+from common.vlm import VLM, Prompt, harmless, load_vlm
 
 WORLD_SPLITS = ("test", "test_combo", "test_counter")  # plain, held-out attribute pairs, flipped answer prior
 
@@ -43,7 +43,7 @@ def make_text_prompt(vlm: VLM, template: str, **fields: str) -> Prompt:
 
     A field may be what a model wrote: picture marks and special tokens in it are broken up, so that it stays text.
     """
-    texts = {name: text.replace("<image>", " ").replace("<|", "< |") for name, text in fields.items()}
+    texts = {name: harmless(text) for name, text in fields.items()}
     return vlm.prompt(re.sub(r"\{(\w{1,40})\}", lambda m: texts.get(m[1], m[0]), template), [])
 
 

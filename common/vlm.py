@@ -42,6 +42,12 @@ PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_
 MAX_PATCHES = 1 << 17  # patches in one call of the vision tower when no gradient is wanted
 
 
+def harmless(text: str) -> str:
+    """What a model wrote, as part of a prompt: it must neither end the turn nor ask for pictures, so the marks of both
+    are taken apart."""
+    return text.replace("<|", "< |").replace(IMAGE_MARK, "< image>")
+
+
 @dataclass(eq=False)
 class Prompt:
     """One tokenised prompt with its images. CPU tensors; never truncated, never repeated per response."""

@@ -25,55 +25,27 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "eval")]
 
 import compare  # noqa: E402
-import outcomes  # noqa: E402
-import overview  # noqa: E402
+import tables  # noqa: E402
 from common.args import option_help  # noqa: E402
 
-# ---------------------------------------------------------------- tables from results
+# ---------------------------------------------------------------- tables
 
 
-def effects(result: dict) -> str:
-    """Updates, held-out accuracy, own task and effects: a row each, a column per contender."""
-    rows = result["methods"]
-    found = {label: outcomes.measured(row) for label, row in rows.items()}
-    first = rows[result["method"]]
-    lines = [["", "before", *[f"`{label}`" for label in rows]], ["---", *["---:"] * (len(rows) + 1)],
-             ["updates", "", *[f"{sum(r['updates']) / len(r['updates']):.0f}" for r in rows.values()]],
-             ["held-out accuracy", f"{first['base']['score']:.3f}",
-              *[outcomes.number(r["final"]) for r in rows.values()]]]  # fmt: skip
-    for name in dict.fromkeys(name for row in found.values() for name in row):
-        before = next(row[name]["before"]["score"] for row in found.values() if name in row)
-        cells = [outcomes.number(row[name]["after"]) if name in row else "" for row in found.values()]
-        lines.append([name, f"{before:.3f}", *cells])
-    return markdown(lines)
-
-
-def versus(result: dict) -> str:
-    """Held-out accuracy of every contender, and how far the first is ahead of it."""
-    splits = list(result["methods"][result["method"]]["splits"])
-    lines = [["method", "base", "final", *splits, "first − this"], ["---", *["---:"] * (len(splits) + 3)]]
-    for label, row in result["methods"].items():
-        pair = result["paired"].get(label, {}).get("final")
-        lines.append([f"`{label}`", outcomes.number(row["base"]), outcomes.number(row["final"]),
-                      *[f"{row['splits'][name]['final']['score']:.3f}" for name in splits],
-                      outcomes.number(pair, "+") if pair else ""])  # fmt: skip
-    return markdown(lines)
-
-
-def markdown(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def numbers_table(lines: list[list[str]]) -> str:
+    """Markdown: the first column to the left, the others to the right."""
+    return tables.grid(lines, f"| --- |{' ---: |' * (len(lines[0]) - 1)}")
 
 
 def sizes(folder: str) -> str:
     """Every Python file of a folder with its lines and why it exists."""
-    lines = [["file", "lines", "what for"], ["---", "---:", "---"]]
+    lines = [["file", "lines", "what for"]]
     total = 0
     for path in sorted((ROOT / folder).rglob("*.py"), key=lambda path: (len(path.parts), path)):
         source = path.read_text()
         about = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
         total += (count := len(source.splitlines()))
         lines.append([f"`{path.relative_to(ROOT / folder)}`", str(count), cell(first_sentence(about))])
-    return markdown([*lines, ["all", f"{total:,}", ""]])
+    return tables.grid([*lines, ["all", f"{total:,}", ""]], "| --- | ---: | --- |")
 
 
 def first_sentence(text: str) -> str:
@@ -86,8 +58,8 @@ def table(name: str) -> str:
         return sizes(key)
     result = json.loads((ROOT / f"results/{key}.json").read_text())
     if kind == "overview":
-        return overview.markdown(result).split("\n\n")[0]
-    return {"effects": effects, "versus": versus}[kind](result)
+        return tables.grid(tables.by_family(result))
+    return numbers_table({"effects": tables.at_a_glance, "versus": tables.versus}[kind](result))
 
 
 def with_tables(text: str) -> str:
@@ -144,8 +116,8 @@ def options(key: str) -> str:
             for field in dataclasses.fields(own)
             if key == "grpo" or field.name not in defaults or defaults[field.name] != field.default]  # fmt: skip
     head = "Its options" if key == "grpo" else "Options that `methods/grpo.py` lacks or sets otherwise"
-    lines = [["option", "default", "meaning"], ["---"] * 3, *[[one.replace("\n", " ") for one in row] for row in rows]]
-    return f"## {head}\n\n{markdown(lines)}\n\nAll of them: `./run.sh {key} --help`."
+    lines = [["option", "default", "meaning"], *[[one.replace("\n", " ") for one in row] for row in rows]]
+    return f"## {head}\n\n{tables.grid(lines, '| --- | --- | --- |')}\n\nAll of them: `./run.sh {key} --help`."
 
 
 def cell(text: str) -> str:
@@ -155,7 +127,7 @@ def cell(text: str) -> str:
 def evidence(key: str) -> str:
     result = json.loads((ROOT / f"results/{key}.json").read_text())
     return (f"## In the micro-world\n\nThe claim: {cell(result['claim'])}\n\n```bash\n{result['command']}\n```\n\n"
-            f"{effects(result)}\n\n![Results](../../results/{key}.png)\n\n"
+            f"{numbers_table(tables.at_a_glance(result))}\n\n![Results](../../results/{key}.png)\n\n"
             f"[What to make of it](../evidence.md#{key}).")  # fmt: skip
 
 

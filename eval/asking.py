@@ -16,7 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import torch
+
 from benchmark import Benchmark, Row, Video
+from common.checkpoint import disk_errors
+from common.distributed import from_main, is_main
 from common.errors import SightRLError
 from progress import Progress
 from rows import SKIP, Source, column_of, light, picture_key
@@ -134,10 +138,6 @@ def plan(questions: Sequence[Question], size: int) -> list[list[Question]]:
     return batches
 
 
-def fingerprint(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, default=plain).encode()).hexdigest()[:16]
-
-
 # ---------------------------------------------------------------- one batch
 
 
@@ -172,8 +172,6 @@ def sizes(prompt: Prompt, decoded: list) -> dict[str, int]:
 
 def uniform_numbers(seed: int, name: str, question: Question, sampling: Sampling) -> Any:
     """Random numbers of one row, float64 [k, max_new_tokens]: the same whatever is asked beside it."""
-    import torch
-
     digest = hashlib.sha256(json.dumps([seed, name, question.id]).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(sampling.k, sampling.max_new_tokens, generator=generator, dtype=torch.float64)
@@ -182,9 +180,7 @@ def uniform_numbers(seed: int, name: str, question: Question, sampling: Sampling
 def answer_batch(vlm: VLM, name: str, benchmark: Benchmark, source: Source, batch: list[Question], scoring: str,
                  sampling: Sampling, bad_rows: str) -> list[dict[str, Any]]:  # fmt: skip
     """The lines of predictions.jsonl for a batch, in its order."""
-    import torch
-
-    from common.rollout import rollout
+    from common.rollout import rollout  # here: scoring a file must not wait for transformers
 
     prompts, decoded, records = {}, {}, {}
     for question in batch:
@@ -220,9 +216,6 @@ def answer_batch(vlm: VLM, name: str, benchmark: Benchmark, source: Source, batc
 def answer_all(vlm: VLM, name: str, benchmark: Benchmark, source: Source, questions: list[Question], scoring: str,
                sampling: Sampling, bad_rows: str, batch_size: int, folder: Path) -> None:  # fmt: skip
     """Fill folder/predictions.jsonl. Of several processes the first reads and writes. Raises SightRLError."""
-    from common.checkpoint import disk_errors
-    from common.distributed import from_main, is_main
-
     path, batches = folder / "predictions.jsonl", plan(questions, batch_size)
     order = [question for batch in batches for question in batch]
     with opened_alone(path) as file:
@@ -247,9 +240,6 @@ def answer_all(vlm: VLM, name: str, benchmark: Benchmark, source: Source, questi
 @contextmanager
 def opened_alone(path: Path) -> Iterator[BinaryIO | None]:
     """The file for reading and appending, locked against a second run; None in all processes but the first."""
-    from common.checkpoint import disk_errors
-    from common.distributed import is_main
-
     if not is_main():
         yield None
         return
@@ -298,8 +288,6 @@ def already_there(file: BinaryIO, path: Path, order: Sequence[Question]) -> int:
 
 def read_answers(path: Path, questions: Sequence[Question]) -> tuple[list[Answered], list[str]]:
     """(the answered rows in the order of the data, a sentence per skipped one) of a whole predictions.jsonl."""
-    from common.checkpoint import disk_errors
-
     with disk_errors(path):
         records = {record["id"]: record for record in map(json.loads, path.read_bytes().splitlines())}
     answered, skipped = [], []

@@ -25,16 +25,15 @@ import torch
 import tyro
 from PIL import Image
 
-from bench_step import write
 from common.errors import SightRLError, main_guard
 from common.grpo import aggregate, clipped_loss, group_advantages, kl_estimate, token_log_ratio
 from common.logprob import response_logps
 from common.random_vlm import random_parts
 from common.rollout import Rollout, rollout
 from common.vlm import VLM, Prompt
-from outcomes import COLOURS
+from figures import COLOURS, drawing
 from step_work import Setting, memory, shapes, work
-from steps import check_settings, now, peak_memory, pick_device
+from steps import check_settings, now, peak_memory, pick_device, write
 
 PARTS = ("prefill", "decode", "logps", "update")
 SUMS = {"rollout": PARTS[:2], "step": PARTS}
@@ -213,11 +212,7 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """A column per thing that grows: seconds above, memory below; dashed: growing as the work."""
-    import matplotlib  # here: reading the options must not wait for it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     size = (2.6 * len(results) + 0.6, 5.8)
     figure, grid = pyplot.subplots(2, len(results), figsize=size, layout="constrained", squeeze=False, sharey="row")
     colours = dict(zip((*PARTS, "rollout", "step"), (*COLOURS[:2], *COLOURS[4:], COLOURS[3], "black"), strict=True))
@@ -297,7 +292,7 @@ def main(args: Args) -> None:
             found[s]["seconds"].append(trainers[s.width].seconds(s, prompts[s]))
         print(f"round {number + 1} of {args.repeats} done", flush=True)
     results = {name: analyse(name, points, found, args.tolerance) for name, points in curves.items()}
-    write(args, results, table(results), "bench_scaling")
+    write(args, device, results, table(results), "bench_scaling")
     plot(results, args.out / f"bench_scaling_{device}.png")
     print(table(results))
 

@@ -14,13 +14,9 @@ medians.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
-import platform
 import statistics
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +28,6 @@ from transformers import PreTrainedModel
 from common.errors import SightRLError, main_guard
 from common.logprob import micro_batches, response_logps
 from common.rollout import rollout
-from common.run import git_state, processor
 from common.vlm import VLM, Prompt
 from steps import (
     PHASE_SETTINGS,
@@ -47,6 +42,7 @@ from steps import (
     pick_device,
     real_settings,
     timed,
+    write,
 )
 
 PHASES = ("rollout", "logps", "update")
@@ -84,8 +80,8 @@ class Args:
     """Responses per padded forward of the plain side."""
     our_tokens: int = 0
     """Tokens per forward of this engine (0: everything at once)."""
-    clock: str = "wall"
-    """wall, or "cpu" (processor time, for a machine that others use too)."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """wall, or cpu (processor time, for a machine that others use too)."""
     threads: int = 0
     """PyTorch threads (0: its default)."""
     device: str = "auto"
@@ -315,28 +311,8 @@ def main(args: Args) -> None:
     results: dict[str, Any] = {}
     for label in args.settings or list(known):  # what is measured is written at once
         results[label] = measure(label, known[label], args, device)
-        write(args, results, table_of(results), name)
+        write(args, device, results, table_of(results), name)
     print(table_of(results))
-
-
-def write(args: Any, results: dict[str, Any], text: str, name: str) -> None:
-    """The figures with commit, versions and hardware as <name>_<device>.json, and the table beside them."""
-    on_gpu = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    device, versions = "cuda" if on_gpu else "cpu", {"python": platform.python_version()}
-    for library in ("torch", "transformers", "trl", "flash-attn"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[library] = metadata.version(library)
-    record = {
-        "args": {key: value for key, value in asdict(args).items() if key != "out"},
-        "results": results,
-        "threads": torch.get_num_threads(),
-        **git_state(),
-        "versions": versions,
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {processor()}",
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{name}_{device}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (args.out / f"{name}_{device}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,11 @@ def macro_line(name: str, groups: Sequence[Sequence[float]]) -> Line:
 
 def bootstrap(statistic: Callable[[np.ndarray], float], units: np.ndarray, scale: float = 100.0,
               draws: int = DRAWS) -> tuple[float, float]:  # fmt: skip
-    """95 % interval of statistic(units) under resampling of the units (rows, questions, groups) with replacement."""
+    """95 % interval of statistic(units) under resampling of the units (rows, questions, groups) with replacement.
+
+    There are two bootstraps: common/evaluation.py's bootstrap_interval is for means alone and needs torch; this one
+    takes any statistic, such as a ratio of sums, and scorers must work without torch.
+    """
     generator = np.random.default_rng(0)
     picks = generator.integers(0, len(units), size=(draws, len(units)))
     values = scale * np.array([statistic(units[pick]) for pick in picks])

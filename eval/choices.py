@@ -1,4 +1,4 @@
-"""Multiple choice: what several benchmarks share beside their extractors.
+"""Multiple choice: options by letter, and VLMEvalKit's way to grade them with and without a judge.
 
 options = lettered(["red", "blue"])               # {"A": "red", "B": "blue"}
 inferred("B.", options, right="B")                # by VLMEvalKit; undecided where it would ask a judge
@@ -8,69 +8,12 @@ inferred_judged(result, reply, options, "B")      # and its verdict
 
 from __future__ import annotations
 
-import ast
 import string
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from numbers import Real
-from typing import Any
+from collections.abc import Sequence
 
-from benchmark import Result, Row, cell, fixed_random
+from benchmark import Result, fixed_random, judged
 from common.errors import SightRLError
 from extract import can_infer
-
-# ---------------------------------------------------------------- columns
-
-
-def text(row: Row, name: str) -> str:
-    """The column as text; numbers are written out. Raises SightRLError if it is missing, empty or something else."""
-    value = cell(row, name)
-    if isinstance(value, bool) or not isinstance(value, str | Real) or not str(value).strip():
-        raise SightRLError(f"column {name} holds {shown(value)}, not text; take the published rows or correct it.")
-    return str(value)
-
-
-def texts(row: Row, name: str) -> list[str]:
-    """The column as a list of texts, given as such or written as a Python list; other items are written out."""
-    value = row.get(name)
-    if isinstance(value, str):
-        value = literal(value)
-    if not isinstance(value, list | tuple):
-        raise SightRLError(f"column {name} holds {shown(row.get(name))}; it must be a list of texts.")
-    return [str(item) for item in value]
-
-
-def whole(row: Row, name: str) -> int:
-    """The column as a whole number, given as such or in digits."""
-    value = text(row, name).strip()
-    if not value.isascii() or not value.removeprefix("-").isdigit() or len(value) > 18:
-        raise SightRLError(f"column {name} holds {shown(value)}; it must be a whole number.")
-    return int(value)
-
-
-def letter(row: Row, name: str, options: Iterable[str] = string.ascii_uppercase) -> str:
-    """The column as the letter of an option, "(B)" and "b" too. Raises SightRLError for anything else."""
-    value = text(row, name).strip().strip("()").upper()
-    if value not in tuple(options):
-        raise SightRLError(
-            f"column {name} holds {shown(row[name])}, no letter of an option; take a split with answers."
-        )
-    return value
-
-
-def literal(value: str) -> Any:
-    """The Python literal in a text, None if it is none."""
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return None
-
-
-def shown(value: Any) -> str:
-    return repr(value)[:60]
-
-
-# ---------------------------------------------------------------- options
 
 
 def lettered(options: Sequence[str], name: str = "options") -> dict[str, str]:
@@ -101,4 +44,4 @@ def inferred_judged(result: Result, reply: str, options: dict[str, str], right: 
     """VLMEvalKit's verdict after a judge's reply; an unreadable one gives an option, or Z, by lot."""
     found = can_infer(reply, options)
     found = found or fixed_random("judge", reply, sorted(options.items())).choice([*options, "Z"])
-    return replace(result, score=float(found == right), answer=found, undecided=False)
+    return judged(result, found == right, found)

@@ -3,14 +3,18 @@
     ./run.sh compare vppo grpo --seeds 5
     ./run.sh compare mine "mine --lr 3e-4" grpo --seeds 5 --budget-tokens 500000
 
-Each name is a file in methods/, options in quotes belong to it. A bare name runs with its SETTINGS below and
-brings its CONTROLS along. Every run generates the same number of tokens for training and is asked the same
-held-out questions before and after. Runs live in runs/compare/<method>-<key>/seed<k>/; the key stands for all
-options and for the code of the method's file (comments left out), so a finished run is used again exactly if
-these are unchanged; after changing common/, delete the folders. A stopped comparison goes on when started
-again. Writes results/<first method>.json and .png and runs/compare/<first method>.html, which has the learning
-curves of all runs side by side, and prints a Markdown table. Three papers or more make an overview, without
-controls: the same files named overview, and a table of every method and task family.
+Each name is a file in methods/, options in quotes belong to it. A bare name brings its controls along, versions that
+must not work if the method works for the reason its paper gives (CONTROLS in this file; SETTINGS are the options with
+which grpo takes part). Every run generates the same number of tokens for training and is asked the same held-out
+questions before and after. Runs live in runs/compare/<method>-<key>/seed<k>/; the key stands for all options and for
+the code of the method's file (comments left out), so a finished run is used again exactly if these are unchanged;
+after changing common/, delete the folders. A stopped comparison goes on when started again. Writes results/<first
+method>.json and .png and runs/compare/<first method>.html, which has the learning curves of all runs side by side,
+and prints a Markdown table. Three papers or more make an overview, without controls: the same files named overview,
+and a table of every method and task family.
+
+The code in reading order: compare.py (what is compared with what), processes.py (runs side by side), outcomes.py (what
+they wrote, summed up), then what shows it: tables.py (Markdown), figures.py (PNG), compare_page.py (HTML).
 """
 
 from __future__ import annotations
@@ -18,26 +22,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import os
 import re
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from rich.progress import BarColumn, Progress, TextColumn
 
-from common.args import CommonArgs, parse_args
+from common.args import SAME_EXPERIMENT, CommonArgs, parse_args
 from common.errors import SightRLError, main_guard
+from scripts import load_script
 
 METHODS = Path(__file__).resolve().parent.parent / "methods"
 
@@ -79,9 +76,6 @@ CLAIMS = {
     "vppo": "learning only from the 40 % most picture-dependent tokens beats DAPO (57.5 against 55.0, mean "
     "of 8 benchmarks, Qwen2.5-VL-7B); as many tokens chosen at random do not (54.8).",
 }
-# Options that do not change what a run computes.
-NOT_IN_KEY = ("seed", "out", "run_name", "resume", "wandb", "device", "dry_run", "gpus", "checkpoint_every",
-              "keep_checkpoints", "log_rollouts_every", "base_from")  # fmt: skip
 
 
 @dataclass
@@ -122,8 +116,15 @@ class Contender:
     folder: Path  # of its runs
     settings: str = ""  # options it was given because only its name was typed
 
+    @property
+    def script(self) -> Path:
+        return METHODS / f"{self.method}.py"
+
     def run(self, seed: int) -> Path:
         return self.folder / f"seed{seed}"
+
+    def log(self, seed: int) -> Path:
+        return self.folder / f"seed{seed}.log"
 
     def finished(self, seed: int) -> bool:
         return (self.run(seed) / "summary.json").is_file()
@@ -167,7 +168,7 @@ def known() -> str:
 def key(method: str, flags: list[str]) -> str:
     """Eight hex digits for every effective option and the code of the method's file."""
     config = dataclasses.asdict(effective_args(load_method(method), flags))
-    config = {name: value for name, value in config.items() if name not in NOT_IN_KEY}
+    config = {name: value for name, value in config.items() if name not in SAME_EXPERIMENT}
     code = code_of((METHODS / f"{method}.py").read_text(encoding="utf-8"))
     return hashlib.sha256((json.dumps(config, sort_keys=True) + code).encode()).hexdigest()[:8]
 
@@ -191,14 +192,6 @@ def load_method(method: str) -> ModuleType:
     return load_script(METHODS / f"{method}.py")
 
 
-def load_script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"sightrl_{path.parent.name}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and tyro look up the names in annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 def effective_args(module: ModuleType, flags: list[str]) -> CommonArgs:
     """What the method makes of the options; a wrong one ends the program with its usage."""
     tables = {"preset": getattr(module, "PRESETS", {}), "variant": getattr(module, "VARIANTS", {})}
@@ -212,159 +205,21 @@ def claim(method: str) -> str:
     return CLAIMS.get(method) or (published[0].strip() if published else "")
 
 
-# ---------------------------------------------------------------- running
-
-
-def run_all(entries: list[Contender], seeds: int, jobs: int) -> None:
-    """Run what is not finished, `jobs` at a time; methods take turns, so that all advance together.
-
-    Ctrl-C and SIGTERM let every run write a checkpoint. Raises SightRLError when runs failed, at the end.
-    """
-    waiting = [(entry, seed) for seed in range(seeds) for entry in entries if not entry.finished(seed)]
-    print(f"{len(waiting)} of {len(entries) * seeds} runs to do, {jobs} at a time", flush=True)
-    active: dict[tuple[Contender, int], subprocess.Popen] = {}
-    failed: list[str] = []
-    display = Display(len(waiting))
-    old = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        while waiting or active:
-            while waiting and len(active) < jobs:
-                active[waiting[0]] = start(*waiting[0])
-                waiting.pop(0)
-            time.sleep(0.2)
-            for run in [run for run, process in active.items() if process.poll() is not None]:
-                status = active.pop(run).returncode
-                if not run[0].finished(run[1]):
-                    failed.append(complaint(*run, status))
-                display.done(*run)
-            display.update(list(active))
-    except KeyboardInterrupt:
-        display.close()
-        stop(list(active.values()))
-        raise
-    finally:
-        display.close()
-        signal.signal(signal.SIGTERM, old)
-    if failed:
-        raise SightRLError("\n".join([f"{len(failed)} runs did not finish:", *failed]))
-
-
-def start(entry: Contender, seed: int) -> subprocess.Popen:
-    """One run as a process with one thread, continued where an earlier one stopped."""
-    folder = entry.run(seed)
-    command = [sys.executable, str(METHODS / f"{entry.method}.py"), *entry.flags, "--seed", str(seed),
-               "--out", str(entry.folder), "--run-name", folder.name]  # fmt: skip
-    if (folder / "run.json").is_file():
-        command += ["--resume", str(folder)]
-    elif folder.exists():  # stopped before it described itself
-        shutil.rmtree(folder)
-    entry.folder.mkdir(parents=True, exist_ok=True)
-    if seed and (entry.run(0) / "eval_before.json").is_file():  # the model before training is the same
-        command += ["--base-from", str(entry.run(0))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with open(log_of(entry, seed), "ab") as log:  # its own session: Ctrl-C reaches it through us only
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-                                start_new_session=True)  # fmt: skip
-
-
-def log_of(entry: Contender, seed: int) -> Path:
-    return entry.folder / f"seed{seed}.log"
-
-
-def stop(processes: list[subprocess.Popen]) -> None:
-    """Ask for a checkpoint and wait for it; Ctrl-C again ends the runs at once."""
-    print("\nStopping: the runs finish their step; the same command goes on later. Ctrl-C again: at once.")
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-        try:
-            for process in processes:
-                process.wait()
-            return
-        except KeyboardInterrupt:
-            continue
-
-
-def complaint(entry: Contender, seed: int, status: int) -> str:
-    last = log_of(entry, seed).read_text(errors="replace").strip().splitlines()[-5:]
-    about = f"{entry.label}, seed {seed} (exit status {status}, log {log_of(entry, seed)}):"
-    return "\n    ".join([about, *last])
-
-
-class Display:
-    """A bar per active run on a terminal, a line per run twice a minute elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.finished, self.last = total, 0, time.monotonic()
-        self.bars: dict[tuple[Contender, int], Any] = {}
-        self.progress: Progress | None = None
-        if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-            self.progress = Progress(*columns, transient=True)
-            self.progress.start()
-
-    def update(self, active: list[tuple[Contender, int]]) -> None:
-        wait = 30 if self.progress is None else 1
-        if time.monotonic() - self.last < wait:
-            return
-        self.last = time.monotonic()
-        for run in active:
-            share, note = state_of(*run)
-            name = f"{run[0].label} seed {run[1]}"
-            if self.progress is None:
-                print(f"{name}: {share:.0%}, {note}", flush=True)
-                continue
-            if run not in self.bars:
-                self.bars[run] = self.progress.add_task(name, total=1.0, note="")
-            self.progress.update(self.bars[run], completed=share, note=f"{share:.0%}, {note}")
-
-    def done(self, entry: Contender, seed: int) -> None:
-        self.finished += 1
-        word = "finished" if entry.finished(seed) else "FAILED"
-        line = f"{word} {self.finished}/{self.total}: {entry.label} seed {seed}, {state_of(entry, seed)[1]}"
-        if self.progress is None:
-            print(line, flush=True)
-            return
-        if (entry, seed) in self.bars:
-            self.progress.remove_task(self.bars.pop((entry, seed)))
-        self.progress.console.print(line, markup=False, highlight=False)
-
-    def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-
-def state_of(entry: Contender, seed: int) -> tuple[float, str]:
-    """Share of the budget used and a note, from the last line of the run's metrics."""
-    try:
-        with open(entry.run(seed) / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            line = json.loads(file.read().splitlines()[-1])
-        budget = json.loads((entry.run(seed) / "config.json").read_text())["budget_tokens"]
-    except (OSError, ValueError, IndexError):
-        return 0.0, "starting"
-    share = min(1.0, line["tokens_generated"] / budget) if budget else 0.0
-    return share, f"step {line['step'] + 1}, training accuracy {line.get('accuracy') or 0:.3f}"
-
-
-def default_jobs() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+# ---------------------------------------------------------------- all of it
 
 
 def main(args: Args) -> None:
-    import overview
+    import figures  # slow, like all of these: most of them import torch, and --help must not wait for it
+    import tables
     from common.checkpoint import write_json
     from compare_page import write_page
-    from outcomes import check_same_budget, markdown, plot, read_outcome, summarise  # slow: they import torch
+    from outcomes import check_same_budget, read_outcome, summarise
+    from processes import default_jobs, run_all
 
-    if min(args.seeds, args.budget_tokens, args.eval_questions, args.eval_k) < 1 or args.jobs < 0:
+    if min(args.seeds, args.budget_tokens, args.eval_questions, args.eval_k) < 1:
         raise SightRLError("--seeds, --budget-tokens, --eval-questions and --eval-k must be at least 1.")
+    if args.jobs < 0:
+        raise SightRLError(f"--jobs must be 0 (as many as cores) or more, not {args.jobs}.")
     entries = contenders(args)
     run_all(entries, args.seeds, args.jobs or default_jobs())
     outcomes = [read_outcome(entry, args.seeds) for entry in entries]
@@ -377,11 +232,12 @@ def main(args: Args) -> None:
     for file in (folder / name, page):  # a name may have folders
         file.parent.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)
-    draw, write = (overview.plot, overview.markdown) if is_overview(args) else (plot, markdown)
-    draw(result, folder / f"{name}.png")
+    many = is_overview(args)
+    (figures.overview if many else figures.comparison)(result, folder / f"{name}.png")
     write_page(result, outcomes, page)
-    print(f"{write(result)}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
+    table = tables.overview(result) if many else tables.comparison(result)
+    print(f"{table}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
 
 
 if __name__ == "__main__":
-    main_guard(main, tyro.cli(Args, description=__doc__))
+    main_guard(main, tyro.cli(Args, description=__doc__.partition("\n\nThe code")[0]))

@@ -11,7 +11,8 @@ from pathlib import Path
 from common import charts
 from common.checkpoint import write_file
 from common.report import page, text
-from outcomes import Outcome, change, measured, number, series
+from outcomes import Outcome, series
+from tables import change, effects, finals, number, splits_of, updates
 
 # title, metric, what it is, values that the axis always reaches; a row each, where at least one contender logs it
 CURVES = [
@@ -27,7 +28,7 @@ CURVES = [
 
 def write_page(result: dict, outcomes: list[Outcome], path: Path) -> None:
     """Write the page of summarise(outcomes) to `path`; links to the runs' reports are relative to its folder."""
-    body = "\n".join([header(result), final_accuracy(result), effects(result), curves(outcomes), runs(outcomes, path)])
+    body = "\n".join([header(result), final_accuracy(result), paper(result), curves(outcomes), runs(outcomes, path)])
     content = page(f"SightRL: {result['method']} compared", body)
     write_file(path, lambda temporary: temporary.write_bytes(content.encode("utf-8", "replace")))
 
@@ -57,20 +58,17 @@ def final_accuracy(result: dict) -> str:
     return ('<h2>Held-out accuracy</h2><p class="about">95 % intervals over seeds and questions; differences are '
             "paired by seed and question. IQM: mean of the middle half of runs and families of questions. P: chance "
             "that a run of the first is better than one of this on a family (arXiv 2108.13264).</p>"
-            f'<div class="panel">{legend}<div class="rows">{rows}</div>{figures(result)}</div>')  # fmt: skip
+            f'<div class="panel">{legend}<div class="rows">{rows}</div>{numbers(result)}</div>')  # fmt: skip
 
 
-def figures(result: dict) -> str:
-    splits = list(result["methods"][result["method"]]["splits"])
-    head = ["", "gain", *splits, "IQM", "P(first better)", "updates"]
+def numbers(result: dict) -> str:
+    splits = splits_of(result)
     lines = []
     for label, row in result["methods"].items():
         pair = result["paired"].get(label, {}).get("improvement")
-        parts = [row["splits"].get(name) for name in splits]
-        lines.append([label, number(row["gain"], "+"), *[f"{p['final']['score']:.3f}" if p else "" for p in parts],
-                      number(row["iqm"]), number(pair, digits=2) if pair else "",
-                      f"{sum(row['updates']) / len(row['updates']):.0f}"])  # fmt: skip
-    return table(head, lines)
+        lines.append([label, number(row["gain"], "+"), *finals(row, splits), number(row["iqm"]),
+                      number(pair, digits=2) if pair else "", updates(row)])  # fmt: skip
+    return table(["", "gain", *splits, "IQM", "P(first better)", "updates"], lines)
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -79,14 +77,13 @@ def table(head: list[str], lines: list[list[str]]) -> str:
             f"{rows}</table></div>")  # fmt: skip
 
 
-def effects(result: dict) -> str:
+def paper(result: dict) -> str:
     """What the papers are about, before and after, for every contender that measured it."""
-    rows = {label: measured(row) for label, row in result["methods"].items()}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    if not names:
+    labels, found = list(result["methods"]), effects(result)
+    if not found:
         return ""
-    lines = [[name, *[change(row[name]) if name in row else "" for row in rows.values()]] for name in names]
-    return f'<h2>What the paper is about</h2><div class="panel">{table(["", *rows], lines)}</div>'
+    lines = [[name, *[change(by[label]) if label in by else "" for label in labels]] for name, by in found.items()]
+    return f'<h2>What the paper is about</h2><div class="panel">{table(["", *labels], lines)}</div>'
 
 
 def curves(outcomes: list[Outcome]) -> str:

@@ -6,6 +6,7 @@ r"""Reading an answer from a response by the rules that several benchmarks share
     reasoning_score  accuracy and format of a response with reasoning, by lmms-eval (reasoning_utils.py)
     stated_answer    what a box or a cue tells, by MATH-Vision (a1f5cc3a) and ReasonMap-Plus
     yes_no           yes, no or unknown, by VLMEvalKit (yorn.py)
+    final_answer     nobody's published rule, for a line beside the scores that only a judge can give
 
 The rules disagree with each other and with common sense ("Because" can be the letter B). That is what the published
 numbers were made with, so nothing is repaired here. Any string gets a verdict in linear time; only an answer that
@@ -17,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from common.rewards import block, last_boxed
 from common.symbolic import verified
 
 # ---------------------------------------------------------------- VLMEvalKit's can_infer
@@ -246,6 +248,17 @@ def inside_box(text: str) -> str:
     if stray >= 0 and "{" not in text[:stray]:
         text = text[:stray]
     return text.rpartition("=")[2].rpartition("\\approx")[2]
+
+
+# ---------------------------------------------------------------- our own
+
+OWN_RULE = "own rule without a judge (not an official score)"  # the line's name
+
+
+def final_answer(response: str) -> str:
+    """The <answer> block, else the last box, else all of the response."""
+    blocks = (block(response, "answer"), last_boxed(response))
+    return next((text for text in blocks if text is not None), response)
 
 
 # ---------------------------------------------------------------- yes or no

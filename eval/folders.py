@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from common.checkpoint import disk_errors, write_json
+from common.distributed import from_main
 from common.errors import SightRLError
+from scoring import plain
 
 FREE = ("batch", "device")  # settings that a continued run may change
 HASHES = {"rows_hash": "content of the data", "prompt_hash": "text of the prompts", "scorer_hash": "benchmark file",
@@ -17,8 +21,7 @@ HASHES = {"rows_hash": "content of the data", "prompt_hash": "text of the prompt
 
 
 def run_folder(args: Any, what: str) -> Path:
-    from common.distributed import from_main
-
+    """Where this run's results go, the same in every process: --resume, else --run-name, else `what` and the time."""
     if args.resume:
         return Path(args.resume)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -30,8 +33,6 @@ def run_folder(args: Any, what: str) -> Path:
 
 def remember(args: Any, folder: Path) -> None:
     """Keep the options for --resume."""
-    from common.checkpoint import disk_errors, write_json
-
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     options = dataclasses.asdict(args) | {"resume": "", "show_list": False}
@@ -40,8 +41,6 @@ def remember(args: Any, folder: Path) -> None:
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write settings.json; where there are answers already, compare. Raises SightRLError for a changed setting."""
-    from common.checkpoint import disk_errors, write_json
-
     path, answers = folder / "settings.json", folder / "predictions.jsonl"
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,10 +59,13 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_json(path, settings)
 
 
+def fingerprint(values: Any) -> str:
+    """16 hex digits of anything that json.dumps takes, numpy numbers and sets too."""
+    return hashlib.sha256(json.dumps(values, default=plain).encode()).hexdigest()[:16]
+
+
 def files_hash(model: str) -> str:
     """What changes when the model in a local folder does; "" for other models."""
-    from asking import fingerprint
-
     folder = Path(model)
     if not folder.is_dir():
         return ""

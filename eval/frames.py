@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from common.data import FORMATS, load_image, to_rgb
 from common.errors import SightRLError
+from common.pictures import FORMATS, load_image, to_rgb
 from common.readers.shared import PICTURES
 
 ANIMATED = (".gif", ".webp", ".png", ".apng", ".tif", ".tiff", ".avif")

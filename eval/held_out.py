@@ -25,7 +25,7 @@ def ask_held_out(args: Any, vlm: Any, data: str) -> None:
     from common.args import PROMPT, CommonArgs
     from common.checkpoint import disk_errors, write_file
     from common.distributed import is_main
-    from common.run import git_state
+    from common.run_folder import git_state
     from common.training import ask, held_out
     from summary import versions
 

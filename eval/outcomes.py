@@ -1,4 +1,8 @@
-"""What finished runs say: read their folders, sum up with intervals, write the table and the figure."""
+"""What finished runs say: their folders read, and summed up with intervals as results/<first method>.json has it.
+
+    outcomes = [read_outcome(entry, seeds) for entry in entries]      # entry: compare.Contender
+    result = summarise(outcomes, claim)                               # what tables.py, figures.py, compare_page.py show
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +131,7 @@ def check_same_budget(outcomes: list[Outcome]) -> None:
     for outcome, seed, tokens in runs:
         if tokens < (budget := outcome.configs[seed]["budget_tokens"]):
             raise SightRLError(f'"{outcome.entry.label}" seed {seed} ended after {tokens:,} of {budget:,} '
-                               f"tokens (see {outcome.entry.folder}/seed{seed}.log); {remedy}")  # fmt: skip
+                               f"tokens (see {outcome.entry.log(seed)}); {remedy}")  # fmt: skip
 
 
 # ---------------------------------------------------------------- summing up
@@ -330,162 +333,3 @@ def provenance(outcomes: list[Outcome]) -> dict:
 def distinct(rows: list[dict], names: tuple[str, ...]) -> list[dict]:
     picked = [{name: row.get(name) for name in names} for row in rows]
     return [row for i, row in enumerate(picked) if row not in picked[:i]]
-
-
-# ---------------------------------------------------------------- table and figure
-
-
-def markdown(result: dict) -> str:
-    """The comparison as Markdown: table, the paper's claim, what the runs say about it, the race."""
-    splits = list(result["methods"][result["method"]]["splits"])
-    splits = splits if len(splits) > 1 else []
-    head = ["method", "base", "final", "gain", *splits, "while training", "IQM", "first − this", "P(first better)"]
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    for label, row in result["methods"].items():
-        pair = result["paired"].get(label, {})
-        cells = [f"`{label}`", number(row["base"]), number(row["final"]), number(row["gain"], "+")]
-        parts = [row["splits"].get(name) for name in splits]
-        cells += [f"{part['final']['score']:.3f}" if part else "" for part in parts]
-        cells += [f"{row['curve_mean']['score']:.3f}" if row["curve_mean"] else "", number(row["iqm"])]
-        cells += [number(pair["final"], "+"), number(pair["improvement"], digits=2)] if "final" in pair else ["", ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    held, seeds = result["held_out"], len(result["seeds"])
-    lines += ["", f"{seeds} seeds, {result['budget_tokens']:,} generated tokens a run, {held['questions']} held-out "
-              f"questions, {held['answers']} answers each; 95 % intervals over seeds and questions. IQM: mean of the "
-              "middle half of runs and families of questions; P: chance that a run of the first is better than one of "
-              "this on a family (both as in arXiv 2108.13264)."]
-    lines += [f"`{label}` ran as `{label} {row['settings']}`."
-              for label, row in result["methods"].items() if row["settings"]]  # fmt: skip
-    lines += ["", f"The paper's claim: {result['claim']}", ""] if result["claim"] else [""]
-    for v in result["shown"]:
-        low, high = v["interval"]
-        lines.append(f"- {v['statement']}: **{v['holds']}**, {v['value']:.3f} [{low:.3f}, {high:.3f}]")
-    return "\n".join([*lines, "", *own_and_effects(result), *race(result)])
-
-
-def own_and_effects(result: dict) -> list[str]:
-    """Markdown: what the paper is about, for every contender; nothing if nothing was measured."""
-    rows = {label: measured(row) for label, row in result["methods"].items()}
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    if not names:
-        return []
-    lines = [f"| before → after | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
-    for label, row in rows.items():
-        cells = [change(row[name]) if name in row else "" for name in names]
-        lines.append(f"| `{label}` | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def measured(row: dict) -> dict[str, dict]:
-    """Own task and effects of one contender: name -> {"before", "after"}."""
-    own = {"own task": {"before": row["own"]["base"], "after": row["own"]["final"]}} if row["own"] else {}
-    return own | row["effects"]
-
-
-def change(row: dict) -> str:
-    return f"{row['before']['score']:.3f} → {number(row['after'])}"
-
-
-def race(result: dict) -> list[str]:
-    """Markdown: median tokens and updates until each training accuracy is reached."""
-    levels = list(result["methods"][result["method"]]["levels"])
-    lines = [f"| training accuracy reached after | {' | '.join(levels)} |", f"|---|{'---:|' * len(levels)}"]
-    for label, row in result["methods"].items():
-        cells = [finish_line(row["levels"][level]) for level in levels]
-        lines.append(f"| `{label}` | {' | '.join(cells)} |")
-    return lines
-
-
-def finish_line(reach: dict) -> str:
-    tokens, updates = ([x for x in reach[name] if x is not None] for name in ("tokens", "updates"))
-    if not tokens:
-        return "never"
-    short = f" ({len(tokens)} of {len(reach['tokens'])} runs)" if len(tokens) < len(reach["tokens"]) else ""
-    return f"{np.median(tokens):,.0f} tokens, {np.median(updates):.0f} updates{short}"
-
-
-def number(estimate: dict, sign: str = "", digits: int = 3) -> str:
-    low, high = estimate["interval"]
-    value = next(estimate[name] for name in ("score", "difference", "probability") if name in estimate)
-    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-PANELS = 5  # effects in a row of the figure
-COLOURS = ("#0b6e99", "#d9730d", "#8a8a8a", "#6940a5", "#448361", "#ad1a72")
-
-
-def drawing() -> ModuleType:
-    """matplotlib.pyplot for files, without a screen; names of tasks and options stay text, dollars or not."""
-    import matplotlib  # here: reading the options must not wait for it
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def plot(result: dict, path: Path) -> None:
-    """Learning curves, final accuracy per kind of question, and what the paper is about, as a PNG."""
-    pyplot = drawing()
-    tasks = list(result["methods"][result["method"]]["tasks"])
-    effects = {label: measured(row) for label, row in result["methods"].items()}
-    names = list(dict.fromkeys(name for found in effects.values() for name in found))
-    rows = -(-len(names) // PANELS)
-    width, low = min(14.0, 7.0 + 0.7 * len(tasks)), 2.1 * rows
-    figure = pyplot.figure(figsize=(width, 4.0 + low), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4.0, low)) if rows else (figure, None)
-    left, right = top.subplots(1, 2, width_ratios=(1, 1.4))
-    if bottom is not None:
-        effect_panels(bottom.subplots(rows, PANELS, squeeze=False).flat, names, effects)
-    for i, (label, row) in enumerate(result["methods"].items()):
-        colour = COLOURS[i % len(COLOURS)]
-        if curve := row["curve"]:
-            left.plot(curve["tokens"], curve["accuracy"], color=colour, label=label)
-            left.fill_between(curve["tokens"], curve["low"], curve["high"], color=colour, alpha=0.2, linewidth=0)
-        bars(right, tasks, row, i, len(result["methods"]), colour, label)
-    base = [result["methods"][result["method"]]["tasks"][task]["base"]["score"] for task in tasks]
-    at = np.arange(len(tasks))
-    right.hlines(base, at - 0.45, at + 0.45, color="black", linestyle=":", label="before training")
-    left.set(xlabel="generated tokens", ylabel="training accuracy", title="Learning (95 % over seeds)")
-    right.set(ylabel="held-out accuracy", ylim=(0, 1), title="After training (95 % over seeds and questions)")
-    right.set_xticks(at, tasks, rotation=30, ha="right")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", alpha=0.3)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def effect_panels(panels: Any, names: list[str], effects: dict[str, dict[str, dict]]) -> None:
-    """A small panel per effect: a bar per contender, the value before training dotted. effects: what each measured."""
-    panels = list(panels)
-    for axes, name in zip(panels, names, strict=False):
-        for i, found in enumerate(effects.values()):
-            if name not in found:
-                continue
-            before, after = found[name]["before"]["score"], found[name]["after"]
-            error = np.maximum(abs(np.array(after["interval"]) - after["score"]), 0).reshape(2, 1)
-            axes.bar(i, after["score"], 0.8, color=COLOURS[i % len(COLOURS)])
-            axes.errorbar(i, after["score"], error, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
-            axes.hlines(before, i - 0.45, i + 0.45, color="black", linestyle=":")
-        axes.set_title(name, fontsize=8)
-        axes.set(xticks=[], xlim=(-0.6, len(effects) - 0.4))
-        axes.tick_params(axis="y", labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(names) :]:
-        axes.set_axis_off()
-
-
-def bars(axes: Any, tasks: list[str], row: dict, i: int, count: int, colour: str, label: str) -> None:
-    """The i-th of `count` bars of every task, with intervals."""
-    width = 0.8 / count
-    missing = {"final": {"score": 0.0, "interval": [0.0, 0.0]}}
-    final = [row["tasks"].get(task, missing)["final"] for task in tasks]
-    means, bounds = np.array([f["score"] for f in final]), np.array([f["interval"] for f in final])
-    at = np.arange(len(tasks)) + width * (i - (count - 1) / 2)
-    axes.bar(at, means, width, color=colour, label=label)
-    error = np.maximum(abs(bounds.T - means), 0)  # [2, tasks]
-    axes.errorbar(at, means, error, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)

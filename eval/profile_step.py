@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import tyro
 
-from bench_step import write
 from common.decoding import Decoder
 from common.errors import main_guard
 from common.logprob import policy_logits, response_logps
@@ -36,6 +35,7 @@ from steps import (
     pick_device,
     real_settings,
     seconds_of,
+    write,
 )
 
 
@@ -177,7 +177,7 @@ def main(args: Args) -> None:
     for name in args.settings or [n for n in known if not n.endswith("-kl") and n != "g16"]:
         parts = measure(known[name], args, device, rate, bandwidth)
         results[name] = {"parts": parts, "operations_per_second": rate, "bytes_per_second": bandwidth}
-        write(args, results, table(results), "profile_step")
+        write(args, device, results, table(results), "profile_step")
     print(table(results))
 
 

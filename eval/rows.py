@@ -26,8 +26,8 @@ from typing import Any
 from PIL import Image
 
 from benchmark import Benchmark, Row, Video
-from common.data import FORMATS, load_image
 from common.errors import SightRLError
+from common.pictures import FORMATS, load_image
 from common.readers.shared import DEEPEST, is_inside, shown, too_deep
 from common.readers.tables import cause, import_datasets
 from files import READERS, ArrowRows, read_file
@@ -337,7 +337,7 @@ def hub_tables(dataset: str, config: str, split: str) -> list[tuple[str, Sequenc
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         configs = [config] if config else datasets.get_dataset_config_names(dataset)
-    except Exception:
+    except Exception:  # load_dataset below fails for the same reason and says it
         configs = []
     tables = []
     for part in [c for c in configs if c == "default"] or configs or [None]:

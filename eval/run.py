@@ -9,6 +9,18 @@
 A benchmark is a name out of --list (a file in eval/benchmarks/), a file of your own (bench.py), "world" (the
 micro-world: its splits test, test_combo and test_counter), or any --data form of the methods (its test split).
 Writes predictions.jsonl, results.json and table.md per benchmark below runs/eval/; see docs/benchmarks.md.
+
+The code in reading order, after benchmark.py, which says what a benchmark is:
+
+    run.py          options, and which benchmarks they name
+    tasks.py        the two ways to results, call by call: ask a model, or score a file of answers
+    folders.py      where results go, and what a run that goes on must have in common with its beginning
+    rows.py         the rows of a benchmark and their pictures; files.py: tables on disk; frames.py: videos
+    asking.py       a model's answers, each on disk at once; progress.py: how far it is
+    predictions.py  answers that were made elsewhere, joined with the rows they belong to
+    scoring.py      what answers earn: the benchmark's scorer, the judge, the lines of its table
+    summary.py      results.json, table.md, --compare and --list; escape.py: text out of data in Markdown
+    held_out.py     questions that are no benchmark: the micro-world and the --data forms
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ import tyro
 from common.args import saved_options, typed
 from common.errors import SightRLError, main_guard
 
-FORMS = ("world", "jsonl:", "parquet:", "hf:", "voc:", "coco:", "images:", "nlvr:", "puzzlevqa:")
+HELP = __doc__.partition("\n\nThe code")[0]  # what --help shows
 
 
 @dataclass
@@ -42,33 +54,35 @@ class Args:
     media: str = ""
     """Folder where the pictures and videos lie that rows name; those not there are looked for beside the rows."""
     scoring: str = ""
-    """Whose scorer to be equal to: official, vlmevalkit or lmms-eval (of ReasonMap: fixed or official); default: the
-    first of the benchmark's in --list."""
+    """Whose scorer says what is right, to compare with numbers made by it: official, vlmevalkit or lmms-eval (of
+    ReasonMap: fixed or official); default: the first that --list names for the benchmark."""
     judge: str = ""
     """Model that decides where no rule can: "http://HOST:PORT/v1,model=NAME" or "local:FOLDER-or-ID"."""
     predictions: str = ""
     """Score the answers in this file instead of asking a model: predictions.jsonl, a table of VLMEvalKit, or a samples
     file of lmms-eval."""
     limit: int | None = None
-    """Only so many rows; default: all of a benchmark, 96 per split of other questions."""
+    """Ask only so many rows; default: all of a benchmark, 96 per split of the world or of a --data form."""
     k: int | None = None
-    """Answers sampled per question, for avg@k and pass@k; default: 1, of other questions than benchmarks 8."""
+    """Answers sampled per question, for their mean score (avg@k) and the chance that one of them is right (pass@k);
+    default: 1 for a benchmark, 8 for the world and the --data forms."""
     temperature: float | None = None
     """Sampling temperature, 0 is greedy; default: 0 for one answer to a benchmark, else 1."""
     top_p: float = 1.0
     """Sample from the likeliest tokens whose probabilities add up to this; of benchmarks only."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens; default: the benchmark's (reasoning models need more), 80 of other questions."""
+    """Longest answer in tokens; default: the benchmark's (reasoning models need more), 80 for the world and the --data
+    forms."""
     frames: int = 16
     """Frames of a video, evenly spaced."""
     batch: int = 16
     """Questions asked at once; those about one picture come together, and it is encoded once."""
     seed: int = 0
-    """Seed of sampling; every row has random numbers of its own."""
+    """Seed of sampling; every row has random numbers of its own; of benchmarks only."""
     prompt: str = ""
     """Text around the question; {question} is replaced. Default: a benchmark's prompt as it is, else as in training."""
     system: str | None = None
-    """System turn before a benchmark's prompt; default: the benchmark's."""
+    """System message before a benchmark's prompt; default: the benchmark's, mostly none."""
     bad_rows: Literal["stop", "skip"] = "stop"
     """What to do about a row that cannot be used: stop with its number, or leave it out and count it."""
     allow_outside: bool = False
@@ -88,7 +102,7 @@ class Args:
     out: str = "runs/eval"
     """Folder for the results."""
     run_name: str = ""
-    """Name of this run's folder, in which a killed run goes on; default: model and time."""
+    """Name of this run's folder, in which a killed run goes on; default: model and time; of benchmarks only."""
     resume: str = ""
     """Folder of a killed run, to go on with its options."""
     compare: tuple[str, str] | None = None
@@ -106,7 +120,7 @@ def parse(argv: list[str]) -> Args:
     if folder := typed(argv, "resume"):
         saved = saved_options(Args, Path(folder) / "options.json") | {"resume": folder}
     default = Args(**saved)
-    return tyro.cli(Args, args=argv, default=default, description=__doc__)
+    return tyro.cli(Args, args=argv, default=default, description=HELP)
 
 
 def check(args: Args) -> None:
@@ -128,8 +142,7 @@ def names_in(words: tuple[str, ...]) -> list[str]:
     for word in words:
         rest = word
         while rest:
-            form = rest.startswith(tuple(form for form in FORMS if form.endswith(":")))
-            name, _, rest = (rest, "", "") if form else rest.partition(",")
+            name, _, rest = (rest, "", "") if is_form(rest) else rest.partition(",")
             names += [name.strip()] if name.strip() else []
     if not names:
         raise SightRLError("--benchmarks needs a name such as world; --list shows all.")
@@ -163,7 +176,11 @@ def choose(names: list[str]) -> tuple[dict[str, tuple[Any, Path]], list[str]]:
 
 
 def is_form(name: str) -> bool:
-    return name == "world" or name.startswith(FORMS[1:])
+    """Whether it is no benchmark but questions as the methods' --data has them: world, jsonl:FILE, hf:NAME, ..."""
+    from common.readers import READERS  # here: --help must not wait for it
+
+    kind, colon, _ = name.partition(":")
+    return name == "world" or (bool(colon) and kind in READERS)
 
 
 # ---------------------------------------------------------------- what to do

@@ -5,17 +5,18 @@ Whatever a benchmark's functions stumble over becomes one sentence with the row 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from benchmark import Benchmark, Line, Result, Row
 from common.errors import SightRLError
 from rows import SKIP
+from scripts import load_script
 
 if TYPE_CHECKING:
     from common.judge import Judge
@@ -56,16 +57,13 @@ def find_benchmarks(files: Sequence[Path] = ()) -> tuple[dict[str, tuple[Benchma
     return found, problems
 
 
-def load_module(file: Path) -> Any:
+def load_module(file: Path) -> ModuleType:
+    """A file in benchmarks/ as others import it, any other by its path. Raises whatever the file raises."""
     if file.parent == Path(__file__).parent / "benchmarks":
         return importlib.import_module(f"benchmarks.{file.stem}")
     if not file.is_file():
         raise FileNotFoundError("there is no such file")
-    spec = importlib.util.spec_from_file_location(f"benchmark_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up annotations
-    spec.loader.exec_module(module)
-    return module
+    return load_script(file)
 
 
 def choose_scoring(name: str, benchmark: Benchmark, wanted: str) -> str:
@@ -129,8 +127,8 @@ def through_json(result: Result) -> Result:
 # ---------------------------------------------------------------- the judge
 
 
-def judged(benchmark: Benchmark, answered: Sequence[Answered], scoring: str,
-           judge: Judge) -> tuple[list[Answered], int]:  # fmt: skip
+def ask_judge(benchmark: Benchmark, answered: Sequence[Answered], scoring: str,
+              judge: Judge) -> tuple[list[Answered], int]:  # fmt: skip
     """(the same with the judge's verdicts on undecided responses, number of responses it was asked about)."""
     jobs = []
     for n, item in enumerate(answered):
@@ -182,8 +180,3 @@ def lines(name: str, benchmark: Benchmark, answered: Sequence[Answered], scoring
         top = best[key].value if key in best else None
         merged.append({"name": first.name, "value": value, "count": first.count, "interval": interval, "pass@k": top})
     return merged
-
-
-def share(answered: Sequence[Answered], what: Callable[[Answered], Sequence[bool]]) -> float:
-    flags = [bool(flag) for item in answered for flag in what(item)]
-    return sum(flags) / len(flags) if flags else 0.0

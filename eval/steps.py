@@ -1,10 +1,16 @@
-"""What the benchmarks of a training step share: settings, models, inputs, counted work, and the machine's limits."""
+"""What the benchmarks of a training step share: settings, models, inputs, counted work, the machine's limits, and the
+file of results.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from common.errors import SightRLError
 from common.plan import SHAPES
 from common.random_vlm import random_parts
+from common.run_folder import git_state, processor
 from common.vlm import VLM, Prompt, load_vlm
 
 QUESTION = "How many red circles are there?"
@@ -216,3 +223,26 @@ class peak_memory:  # noqa: N801 (reads as a word in a with statement)
         self.profiler.__exit__(*error)
         events = [e for e in self.profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
         self.bytes = max(accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
+
+
+# --------------------------------------------------------------------------------------------------- results
+def write(args: Any, device: str, results: dict[str, Any], text: str, name: str) -> None:
+    """The numbers with commit, versions and hardware as <name>_<cpu or cuda>.json, and the table beside them.
+
+    args: the benchmark's own, among them `out`, the folder; device: of pick_device.
+    """
+    kind, versions = device.partition(":")[0], {"python": platform.python_version()}
+    for library in ("torch", "transformers", "trl", "flash-attn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[library] = metadata.version(library)
+    record = {
+        "args": {key: value for key, value in asdict(args).items() if key != "out"},
+        "results": results,
+        "threads": torch.get_num_threads(),
+        **git_state(),
+        "versions": versions,
+        "hardware": torch.cuda.get_device_name(device) if kind == "cuda" else f"{platform.machine()}, {processor()}",
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / f"{name}_{kind}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / f"{name}_{kind}.md").write_text(text + "\n")

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark import Benchmark
 from common.errors import SightRLError
 from escape import code, markdown
-from scoring import Answered, judged, lines, share
+from scoring import Answered, ask_judge, lines
 
 if TYPE_CHECKING:
     from common.evaluation import Evaluation
@@ -51,7 +51,7 @@ def conclude(name: str, benchmark: Benchmark, answered: Sequence[Answered], abou
     final = answered
     if judge is not None:
         lost = judge.lost
-        final, asked = judged(benchmark, answered, scoring, judge)
+        final, asked = ask_judge(benchmark, answered, scoring, judge)
         found["judge"] = {"asked": asked, "lost": judge.lost - lost, "about": about_judge(benchmark, asked)}
         found |= {"lines": lines(name, benchmark, final, scoring), "undecided": undecided(final), "rule_only": plain}
     else:
@@ -63,6 +63,12 @@ def conclude(name: str, benchmark: Benchmark, answered: Sequence[Answered], abou
     markdown = table(benchmark, found)
     write_file(folder / "table.md", lambda path: path.write_text(markdown, encoding="utf-8"))
     return found
+
+
+def share(answered: Sequence[Answered], what: Callable[[Answered], Sequence[bool]]) -> float:
+    """Of all responses."""
+    flags = [bool(flag) for item in answered for flag in what(item)]
+    return sum(flags) / len(flags) if flags else 0.0
 
 
 def undecided(answered: Sequence[Answered]) -> float:

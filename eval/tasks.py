@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asking import Question, Sampling, answer_all, fingerprint, read_answers, survey
+from asking import Question, Sampling, answer_all, read_answers, survey
 from benchmark import Benchmark
 from common.args import CommonArgs
 from common.checkpoint import disk_errors, write_file
 from common.distributed import is_main, start, world_size
 from common.errors import SightRLError
-from folders import files_hash, keep_settings, remember, run_folder
+from folders import files_hash, fingerprint, keep_settings, remember, run_folder
 from predictions import own_rows, read_predictions, score_predictions
 from rows import Source, open_rows
 from scoring import choose_scoring

@@ -43,15 +43,15 @@ class Args(CommonArgs):
 
     # ---- rollout
     group_size: int = 8
-    """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
+    """G: responses per prompt. 8 in TRL, VPPO, Vision-SR1 and most VLM papers; 5 in EasyR1, 16 in DAPO."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -59,9 +59,9 @@ class Args(CommonArgs):
     filter_groups: Literal["off", "mean", "std"] = "off"
     """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std)."""
     filter_low: float = 0.01
-    """Lower bound of rule "mean". Published: 0.01."""
+    """Lower bound of rule "mean". 0.01 in EasyR1 and VPPO."""
     filter_high: float = 0.99
-    """Upper bound of rule "mean". Published: 0.99."""
+    """Upper bound of rule "mean". 0.99 in EasyR1 and VPPO."""
     gen_prompts: int = 0
     """Fresh prompts per round of dynamic sampling; 0: prompts_per_step, the published choice. Surplus is
     cut."""
@@ -70,15 +70,15 @@ class Args(CommonArgs):
 
     # ---- reward
     format_weight: float = 0.0
-    """Share of the reward for a think block followed by a boxed answer. Published: 0 (VPPO), 0.1 (EasyR1)."""
+    """Share of the reward for a think block followed by a boxed answer. 0 in VPPO, 0.1 in EasyR1."""
     overlong_buffer: float = 0.0
-    """DAPO: the last so much of L_max is punished softly, from 0 to -1. Published: 0.2 (4096 of 20480)."""
+    """DAPO: the last so much of L_max is punished softly, down to -0.5 (in DAPO -1, where wrong is -1): 0.2 there."""
 
     # ---- advantage
     advantage: Literal["group_std", "batch_std", "mean_only", "rloo", "passk"] = "group_std"
     """A: R - group mean, divided by the group's std (GRPO), the batch's, nothing (Dr.GRPO); RLOO; pass@k."""
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     ratio: Literal["token", "sequence"] = "token"
@@ -86,11 +86,11 @@ class Args(CommonArgs):
     loss: Literal["clip", "cispo"] = "clip"
     """clip: max(-A r, -A clip(r)); cispo: the clipped ratio is a constant weight on A log p."""
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.28
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps_high: r is clipped at 1 + eps_high. 0.2 in GRPO, 0.28 in DAPO and VPPO, 0.3 in EasyR1, 4e-4 in GSPO."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "token_mean"  # fmt: skip
@@ -99,37 +99,38 @@ class Args(CommonArgs):
     mask_truncated: bool = False
     """Leave responses that hit L_max out of the loss (TRL option)."""
     kl_coef: float = 0.0
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. 0.04 in GRPO's paper, 0.01 in EasyR1, 0 in DAPO and VPPO."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
     entropy_coef: float = 0.0
-    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0, VPPO and its baselines
-    0.06."""
+    """Weight of an entropy penalty -mean log p of the sampled tokens. 0 in most papers, VPPO and its
+    baselines 0.06."""
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 384."""
+    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. 128 of 384 in VPPO."""
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
     "tiny": {},  # the defaults above
-    "paper-7b": dict(  # how VPPO (arXiv 2510.09285) and its GRPO and DAPO baselines train a 7B model
+    "paper-7b": dict(  # how VPPO (2510.09285) trains its baselines; its DAPO: --overlong-buffer 0 --dual-clip 3
         model="Qwen/Qwen2.5-VL-7B-Instruct", data="hf:chamber111/VPPO_ViRL39K_train",
         columns="question=problem", min_pixels=200_704, max_pixels=1_003_520, gradient_checkpointing=True,
         gpus=8, steps=200, lr=1e-6, prompts_per_step=384, mini_batch_prompts=128, max_new_tokens=2048,
         top_p=0.99, max_rounds=100, recompute_old_logps=True, rollout_rows=256, micro_tokens=32_768,
+        entropy_coef=0.06,
         checkpoint_every=5),
 }  # fmt: skip
 VARIANTS = {
@@ -164,7 +165,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
         terms["format"] = args.format_weight * tensor([float(has_format(text)) for text in batch.texts])
     if args.overlong_buffer:
         buffer = max(1, round(args.overlong_buffer * args.max_new_tokens))
-        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer)
+        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer, factor=0.5)
     return right, terms
 
 
@@ -273,7 +274,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

@@ -9,7 +9,7 @@ Paper: arXiv 2511.18437 (Nov 2025, CVPR 2026). Code: github MiliLab/PEARL (evalu
 Every item has a checklist: short sub-questions about the picture that a rule can grade. A step asks all checklists
 first (one prompt each, answered directly). Their mean score is a gate (at 0 the item is not reasoned about), a weight
 on the reasoning advantage (at most 0.5) and a reason to keep the item, and they train: J = J(A_r) + 0.1 J(A_p).
-Published (mean of six sets; base, GRPO, PEARL): 3B 31.8, 34.8, 39.8; 7B 40.1, 44.2, 47.9, dense checklist 45.5.
+Second hand (mean of six sets; base, GRPO, PEARL): 3B 31.8, 34.8, 39.8; 7B 40.1, 44.2, 47.9, dense checklist 45.5.
 Differences from the paper, whose training code, prompts and checklists are not public:
 1. Gate, weight, filter, in this order; then fresh items for those dropped (inferred). A closed gate leaves the
    perception term (inferred), but that is 0 there, as all scores are 0.
@@ -65,13 +65,13 @@ class Args(CommonArgs):
     group_size: int = 8
     """G: responses per prompt, in both branches. Published: 5."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -86,51 +86,51 @@ class Args(CommonArgs):
 
     # ---- reward
     format_weight: float = 0.0
-    """Share of the reward for a think block followed by a boxed answer. Published: 0 (VPPO), 0.1 (EasyR1)."""
+    """Share of the reward for a think block followed by a boxed answer. 0 in VPPO, 0.1 in EasyR1."""
     overlong_buffer: float = 0.0
-    """DAPO: the last so much of L_max is punished softly, from 0 to -1. Published: 0.2 (4096 of 20480)."""
+    """DAPO: the last so much of L_max is punished softly, down to -0.5 (in DAPO -1, where wrong is -1): 0.2 there."""
 
     # ---- advantage
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.28
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps_high: r is clipped at 1 + eps_high. 0.2 in GRPO, 0.28 in DAPO and VPPO, 0.3 in EasyR1, 4e-4 in GSPO."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     mask_truncated: bool = False
     """Leave responses that hit L_max out of the loss (TRL option)."""
     kl_coef: float = 0.0
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. 0.04 in GRPO's paper, 0.01 in EasyR1, 0 in DAPO and VPPO."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
     entropy_coef: float = 0.0
-    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0, VPPO and its baselines
-    0.06."""
+    """Weight of an entropy penalty -mean log p of the sampled tokens. 0 in most papers, VPPO and its
+    baselines 0.06."""
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 384."""
+    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. 128 of 384 in VPPO."""
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
     "tiny": {},  # the defaults above
-    "paper-7b": dict(  # 512 and 20 are EasyR1's (inferred); the checklists to add are not released
+    "paper-7b": dict(  # 512, 20: EasyR1's; steps, pixels, gpus: VPPO's (inferred); its checklists are not released
         model="Qwen/Qwen2.5-VL-7B-Instruct", data="hf:chamber111/VPPO_ViRL39K_train",
         columns="question=problem", min_pixels=200_704, max_pixels=1_003_520, gradient_checkpointing=True,
         gpus=8, steps=200, lr=1e-6, prompts_per_step=512, mini_batch_prompts=128, max_new_tokens=2048,
@@ -202,7 +202,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
         terms["format"] = args.format_weight * tensor([float(has_format(text)) for text in batch.texts])
     if args.overlong_buffer:
         buffer = max(1, round(args.overlong_buffer * args.max_new_tokens))
-        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer)
+        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer, factor=0.5)
     return right, terms
 
 
@@ -307,7 +307,7 @@ def main(args: Args) -> None:
             keep = torch.ones(len(samples), dtype=torch.bool, device=right.device)  # [prompts]
             if args.filter_groups != "off":
                 keep = keep_groups(right, G, "mean", 0, 1)
-                keep |= keep_groups(facts, G, "mean", 0, 1) & (args.filter_groups == "soft")
+                keep |= (facts.view(-1, G).mean(dim=1) % 1 > 0) & (args.filter_groups == "soft")
             if keep.sum() >= args.prompts_per_step:
                 break
         if not parts:
@@ -323,7 +323,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         both = [*chosen, *(len(samples) + i for i in chosen)]  # reasoning groups, then the checklists of the same items

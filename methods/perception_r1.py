@@ -9,8 +9,8 @@ Paper: arXiv 2506.07218 (June 2025, ICLR 2026). Code: github tongxiao2002/Percep
 Rewarding right answers alone teaches to reason, not to look. So every question comes with the visual facts that a
 correct solution rests on, and a text-only judge says for each fact whether the response states it. The share stated is
 a dense reward beside accuracy and layout; repeated n-grams are punished, lest the policy recites.
-Published (Qwen2.5-VL-7B; MathVista, MathVerse, WeMath): base 68.1, 47.4, 61.4; GRPO on accuracy alone 73.3, 51.3, 69.5;
-Perception-R1 74.2, 54.3, 72.0. McNemar's p of perceived items: accuracy alone 0.69, Perception-R1 0.04.
+Published (MathVista, MathVerse, WeMath; 7B): base 68.1, 47.4, 61.4; GRPO on accuracy alone 73.3, 51.3, 69.5 (second
+hand); Perception-R1 74.2, 54.3, 72.0. McNemar's p of perceived items: accuracy alone 0.69, Perception-R1 0.04.
 Differences from the paper, 1 and 2 as in its official code:
 1. No KL term; dual clip 0.2/0.3; token mean within every micro-batch, then the mean of the micro-batches.
 2. math-verify reads the whole response, because the required tags stand on lines of their own.
@@ -72,19 +72,19 @@ class Args(CommonArgs):
     max_new_tokens: int = 80
     """L_max: longest response in tokens. Published: 4096."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0."""
+    """Sample only from the smallest set of tokens with this much probability. Published: not found; 1.0 (inferred)."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
     # ---- which groups are kept (dynamic sampling)
     filter_groups: Literal["off", "mean", "std"] = "off"
-    """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std)."""
+    """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std). Here: off."""
     filter_low: float = 0.01
-    """Lower bound of rule "mean". Published: 0.01."""
+    """Lower bound of rule "mean". 0.01 in EasyR1 and VPPO."""
     filter_high: float = 0.99
-    """Upper bound of rule "mean". Published: 0.99."""
+    """Upper bound of rule "mean". 0.99 in EasyR1 and VPPO."""
     gen_prompts: int = 0
     """Fresh prompts per round of dynamic sampling; 0: prompts_per_step, the published choice. Surplus is
     cut."""
@@ -99,7 +99,7 @@ class Args(CommonArgs):
     advantage: Literal["group_std", "batch_std", "mean_only", "rloo", "passk"] = "group_std"
     """A: R - group mean, divided by the group's std (GRPO), the batch's, nothing (Dr.GRPO); RLOO; pass@k."""
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. Published: 1e-6."""
 
     # ---- loss
     ratio: Literal["token", "sequence"] = "token"
@@ -111,7 +111,7 @@ class Args(CommonArgs):
     clip_high: float = 0.3
     """eps_high: r is clipped at 1 + eps_high. Published: 0.3."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "token_mean_micro"  # fmt: skip
@@ -121,9 +121,9 @@ class Args(CommonArgs):
     kl_coef: float = 0.0
     """beta: weight of the KL to the starting model. Published: 0 (code; the paper has the term)."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. Published: not found."""
     entropy_coef: float = 0.0
-    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0."""
+    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: not found."""
 
     # ---- update
     mini_batch_prompts: int = 0
@@ -131,15 +131,15 @@ class Args(CommonArgs):
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, and with token_mean_micro weighs the tokens."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its value. Published: 5 % of them."""
     weight_decay: float = 0.01
     """Weight decay of AdamW. Published: 1e-3."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -190,7 +190,7 @@ def grade(args: Args, texts: list[str], samples: list[Sample]) -> list[float]:
 def visual_rewards(args: Args, judge: Judge, texts: list[str], samples: list[Sample]) -> list[float]:
     """Share of the judged facts that are stated; a judge that stops early is not held against the response."""
     from common.data import hash_fraction
-    from common.facts import verdicts_on
+    from common.tasks.facts import verdicts_on
 
     rewards = []
     for text, sample, scores in zip(texts, samples, verdicts_on(judge, texts, samples), strict=True):
@@ -258,12 +258,12 @@ def main(args: Args) -> None:
     import torch
 
     from common.distributed import is_main, share
-    from common.facts import make_facts, oracle, perceived, perception_effects, verdicts
     from common.grpo import aggregate, clipped_tokens, has_spread, keep_groups, kl_estimate
     from common.judge import open_judge
     from common.logprob import micro_batches, response_logps
     from common.rollout import concat_rollouts, rollout
     from common.run import Run
+    from common.tasks.facts import make_facts, oracle, perceived, perception_effects, verdicts
     from common.training import (
         Averages,
         Budget,
@@ -333,7 +333,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

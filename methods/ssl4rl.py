@@ -10,7 +10,7 @@ Pictures need no labels to ask questions about themselves: by how much was this 
 part belong (jigsaw), which quadrant is this crop from (position), are these two views of one picture (contrastive)?
 Plain GRPO on such puzzles, made of the pictures of the target benchmark, is the whole method; the benchmark's own
 questions are only asked before and after. --data takes any source of pictures; labels are never used.
-Published (Qwen2.5-VL-3B, best single task): +7.39 points on MMBench, +8.94 on SEED-Bench; gains do not add up.
+Published (3B; from a secondary overview): +7.39 % on MMBench, +8.94 % on SEED-Bench; mixing does not add up.
 Differences from the paper, the first two as in its official code:
 1. The reward is 0 or 1 by exact match, with partial credit for jigsaw alone; no dense reward, no masked patches.
 2. Token mean, clip 0.2/0.2, dual clip 3, KL to the start as part of the loss; no reward for the format.
@@ -65,29 +65,29 @@ class Args(CommonArgs):
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: 512."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
     # ---- advantage
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.2
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps_high: r is clipped at 1 + eps_high. 0.2 in GRPO, 0.28 in DAPO and VPPO, 0.3 in EasyR1, 4e-4 in GSPO."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     kl_coef: float = 0.01
     """beta: weight of the KL to the starting model. Published: 0.01."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
 
     # ---- update
     mini_batch_prompts: int = 0
@@ -95,15 +95,15 @@ class Args(CommonArgs):
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -134,8 +134,8 @@ def puzzles_of(args: Args, samples: list[Sample]) -> list[Sample]:
 
     Pictures that are too small are left out; raises SightRLError if all are.
     """
-    from common import puzzles
     from common.data import Sample
+    from common.tasks import puzzles
 
     made = []
     seen = [(sample, sample.load_images()[0]) for sample in samples if sample.images]
@@ -187,7 +187,7 @@ def evaluate_both(run: Run, vlm: VLM, args: Args, name: str) -> tuple[Evaluation
 
 def effects_of(before: tuple, after: tuple) -> dict[str, tuple[float, float]]:
     """Puzzles solved, and questions about where things are against questions about what they are."""
-    from common import puzzles
+    from common.tasks import puzzles
 
     effects = {}
     for name, which, tasks in (("VQA where", 0, ("locate", "relation")), ("VQA what", 0, ("color", "shape", "number")),

@@ -14,10 +14,10 @@ Differences from the paper:
 1. An answer must hold the changed words and may copy words beside them, as published, but at most --extra-words beyond
    the phrase: without a limit, to copy the whole caption is always right. The released scorer, which takes the first
    changed word anywhere in the answer, is reported beside it.
-2. The paper's errors in PixMo-Cap were written by GPT-4; here a rule exchanges one word (common/corrupt.py). Errors
+2. The paper's errors in PixMo-Cap were written by GPT-4; here a rule exchanges a word (common/tasks/corrupt.py). Errors
    from elsewhere need the columns original_noun_phrases and changed_noun_phrases, and
    --columns question=changed_caption,answer=changed_noun_phrases.
-3. Group size, batch, learning rate, clip, KL and steps of the training are unknown; all of them are (inferred).
+3. Prompt, group size, batch, lengths, temperature, learning rate, clip, KL, steps and framework: unknown, (inferred).
 
 Expect (results/vicrit.json; 5 seeds, 300,000 tokens): other questions 0.433 -> 0.490, trained without pictures 0.412
 (+0.077 [+0.039, +0.123]), captions by SFT 0.514 (-0.024 [-0.053, +0.004]; in the paper SFT is worse); wrong phrases
@@ -38,10 +38,10 @@ from common.errors import SightRLError, main_guard
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from common.captions import WrongCaptions
     from common.data import Sample
     from common.rollout import Rollout
     from common.run import Run
+    from common.tasks.captions import WrongCaptions
     from common.vlm import VLM
 
 
@@ -66,9 +66,9 @@ class Args(CommonArgs):
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: not given; 512 (inferred)."""
     max_new_tokens: int = 144
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. Published: not found; 2048 in evaluation, and here (inferred)."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. Published: not found; 1.0 (inferred)."""
     top_p: float = 1.0
     """Sample only from the smallest set of tokens with this much probability. Published: not given."""
     rollout_rows: int = 0
@@ -78,9 +78,9 @@ class Args(CommonArgs):
     filter_groups: Literal["off", "mean", "std"] = "off"
     """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std)."""
     filter_low: float = 0.01
-    """Lower bound of rule "mean". Published: 0.01."""
+    """Lower bound of rule "mean". 0.01 in EasyR1 and VPPO."""
     filter_high: float = 0.99
-    """Upper bound of rule "mean". Published: 0.99."""
+    """Upper bound of rule "mean". 0.99 in EasyR1 and VPPO."""
     gen_prompts: int = 0
     """Fresh prompts per round of dynamic sampling; 0: prompts_per_step, the published choice. Surplus is
     cut."""
@@ -95,7 +95,7 @@ class Args(CommonArgs):
     advantage: Literal["group_std", "batch_std", "mean_only", "rloo", "passk"] = "mean_only"
     """A: R - group mean, divided by the group's std (GRPO), the batch's, nothing (ViCrit); RLOO; pass@k."""
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
@@ -103,7 +103,7 @@ class Args(CommonArgs):
     clip_high: float = 0.2
     """eps: r is clipped at 1 + eps. Published: the same eps as below."""
     dual_clip: float = 0.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. Published: off."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "token_mean"  # fmt: skip
@@ -114,26 +114,26 @@ class Args(CommonArgs):
     kl_coef: float = 0.0
     """beta: weight of the KL to the starting model. Published: not given; 0 (inferred)."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
     entropy_coef: float = 0.0
-    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0, VPPO and its baselines
-    0.06."""
+    """Weight of an entropy penalty -mean log p of the sampled tokens. 0 in most papers, VPPO and its
+    baselines 0.06."""
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 384."""
+    """Prompts per optimiser step; 0: all, one optimiser step per rollout. Published: not found; 128 (inferred)."""
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
     """Learning rate of AdamW, constant. Published: not given; 1e-6 (inferred)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -176,8 +176,8 @@ def with_pictures(samples: list[Sample], which: str) -> list[Sample]:
 
 def finds(args: Args, text: str, sample: Sample) -> float:
     """r_answer: 1.0 if the response's last box names the wrong phrase, by the paper's rule (section 3.2)."""
-    from common.captions import names_error
     from common.rewards import last_boxed
+    from common.tasks.captions import names_error
 
     m, said = sample.meta, last_boxed(text) or ""
     return float(names_error(said, m["caption"], m["right"], m["wrong"], start=m.get("start"), extra=args.extra_words))
@@ -198,7 +198,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
 
 def examine(run: Run, vlm: VLM, args: Args, captions: WrongCaptions, name: str) -> tuple[list, dict[str, float]]:
     """Before or after training: ([answers to held-out questions, answers about wrong captions], {effect: value})."""
-    from common.captions import released_correct
+    from common.tasks.captions import released_correct
     from common.training import evaluate_held_out, held_out
 
     if not args.eval_questions:
@@ -242,7 +242,6 @@ def main(args: Args) -> None:
     # The slow imports wait until here, so that --help and --dry-run answer at once.
     import torch
 
-    from common.captions import WrongCaptions
     from common.distributed import share
     from common.grpo import (
         aggregate,
@@ -256,6 +255,7 @@ def main(args: Args) -> None:
     from common.logprob import micro_batches, response_logps
     from common.rollout import concat_rollouts, rollout
     from common.run import Run
+    from common.tasks.captions import WrongCaptions
     from common.training import (
         Averages,
         Budget,
@@ -317,7 +317,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

@@ -9,8 +9,8 @@ Paper: arXiv 2508.19652 (Aug 2025; a later version is at ICLR 2026). Code: githu
 A response first describes the picture, then thinks, then answers. The same model is asked the question a second time
 with the description INSTEAD of the picture; if it is right again, the description was enough and is rewarded. So a
 right answer beside an insufficient description (a language shortcut) is worth less, and no external judge is needed.
-Published (mean of 7 benchmarks, Qwen2.5-VL-7B): before 41.5, Vision-R1 on the same data 50.7, Vision-SR1 52.2; language
-shortcut rate 10.1 without and 9.8 with the self-reward.
+Published (later version, mean of 7 benchmarks, Qwen2.5-VL-7B): before 41.5, Vision-R1 on the same data 50.7,
+Vision-SR1 52.2; language shortcut rate 10.1 without and 9.8 with the self-reward.
 Differences from the paper:
 1. --combine sum is the official code: one summed reward, second-pass tokens not trained. --combine separate is the
    later version: own z-scores over the rollout batch, both passes trained, each with weight 0.5; its unpublished alpha
@@ -62,15 +62,15 @@ class Args(CommonArgs):
 
     # ---- rollout
     group_size: int = 8
-    """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
+    """G: responses per prompt. 8 in TRL, VPPO, Vision-SR1 and most VLM papers; 5 in EasyR1, 16 in DAPO."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 128
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -80,15 +80,15 @@ class Args(CommonArgs):
 
     # ---- advantage
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.3
     """eps_high: r is clipped at 1 + eps_high. Published: 0.3."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     kl_coef: float = 0.01
     """beta: weight of the KL (k3) to the starting model. Published: 0.01."""
 
@@ -98,13 +98,13 @@ class Args(CommonArgs):
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {

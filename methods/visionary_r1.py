@@ -10,9 +10,8 @@ GRPO on easy questions learns shortcuts. Here a response must describe the pictu
 same model must find the answer in the caption alone; to one that answers or reasons it says "Hacking Sample", which
 earns nothing. The KL falls along a cosine. Published (MathVista, 3B): base 61.5, SFT 54.6, GRPO 61.8, this 69.4.
 Differences from the paper:
-1. --bugs reproduces those of the code: "growing" (the caption term counts n times at step n), "shifted" (see below).
-2. No top_k (50 in the code). The KL falls over the run (its steps or its token budget), in the code over one epoch.
-3. Boxes and the micro-world are graded as in the other methods. Type: column problem_type, or --columns task=NAME.
+1. --bugs has those of the code: "growing" (the caption term counts n times at step n), "shifted" (see below). No top_k.
+2. The KL falls over the run, in the code over one epoch. Boxes and the micro-world are graded as in other methods.
 
 Expect (results/visionary_r1.json; 5 seeds, 300,000 tokens): facts in captions 0.503, tiny-think 0.742, without
 0.488; accuracy 0.605, 0.567, 0.616. A word from a perfect caption is right in 19 %, from an empty one in 17 %: noise.
@@ -58,11 +57,11 @@ class Args(CommonArgs):
 
     # ---- rollout
     group_size: int = 8
-    """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
+    """G: responses per prompt. 8 in TRL, VPPO, Vision-SR1 and most VLM papers; 5 in EasyR1, 16 in DAPO."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 128
-    """L_max: longest response in tokens. Published: 768."""
+    """L_max: longest response in tokens. Published: 768 (a script; of the final run not found)."""
     temperature: float = 1.0
     """Sampling temperature; training scores the same distribution. Published: 0.9 (inferred)."""
     top_p: float = 0.9
@@ -72,13 +71,13 @@ class Args(CommonArgs):
 
     # ---- advantage
     advantage_eps: float = 1e-4
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     kl_coef: float = 0.04
     """beta: weight of the KL to the starting model, at the start. Published: 0.04."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
 
     # ---- update
     mini_batch_prompts: int = 0
@@ -88,11 +87,11 @@ class Args(CommonArgs):
     lr: float = 1e-4
     """Learning rate of AdamW, constant. Published: 5e-7."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -102,7 +101,7 @@ PRESETS = {
     "paper-3b": dict(
         model="Qwen/Qwen2.5-VL-3B-Instruct", data="jsonl:train.jsonl", max_pixels=2_359_296, gpus=8, lr=5e-7,
         gradient_checkpointing=True, steps=4875, prompts_per_step=56, max_new_tokens=768, temperature=0.9,
-        rollout_rows=256, micro_tokens=32_768, checkpoint_every=100,
+        rollout_rows=256, micro_tokens=32_768, checkpoint_every=100, weight_decay=0.0,
         prompt="{question}\nFirst describe everything in the image between <info> and </info>, then reason step by "
         "step between <think> and </think>, then answer in one word or phrase between <answer> and </answer>."),
 }  # fmt: skip
@@ -285,7 +284,7 @@ def main(args: Args) -> None:
                         temperature=args.temperature)  # fmt: skip
                     losses = -(logps - logps.detach()).exp() * A  # no clipping: the ratio is 1, its gradient is not 0
                     if args.kl_coef:
-                        kl = kl_estimate(logps, ref_logps[rows, :width], args.kl_kind)
+                        kl = kl_estimate(logps, ref_logps[rows, :width], args.kl_kind, inner=None, outer=None)
                         losses = losses + beta * kl
                         averages.add("kl", kl, mask)
                     loss = aggregate(losses, mask, "sequence_mean", sequences=len(mini_rows))

@@ -13,7 +13,7 @@ count G-fold). What it saves can be a warm start: --model runs/NAME/model. --dat
 Published (Qwen2-VL-2B, base / SFT / Visual-RFT): COCO 4-shot mAP 19.6 / 25.2 / 40.6, novel classes 9.8 / 13.6 / 31.3,
 four fine-grained sets 4-shot 56.0 / 55.6 / 81.9, LISA mIoU 26.9 / 28.3 / 37.6. Differences, 1 and 2 as in the code:
 1. R_iou is divided by max(true, found boxes), not found ones (Eq. 6); boxes match above IoU 0.5; grounding is no IoU.
-2. A list must stand on one line, and "No Objects" earns nothing from the boxes. KL and lr are TRL's (inferred).
+2. A list must stand on one line; "No Objects" earns nothing from boxes. KL, lr (here constant) are TRL's (inferred).
 3. Faults of the code, off: --symbolic-check pays 1 for some wrong boxes, --name-match part for listing every class.
 
 Expect (results/visual_rft.json; 5 seeds, 300,000 tokens): mAP 0.061 -> 0.179, by SFT 0.121 (+0.057 [+0.052, +0.063]);
@@ -55,7 +55,7 @@ class Args(CommonArgs):
     symbolic_check: bool = False
     """A fault of the code: 1 for whatever math-verify calls equal. Published: on."""
     name_match: Literal["equal", "part"] = "equal"
-    """When a name is right. Published: part, if it is part of the answer or the answer part of it."""
+    """When a name is right. Published: equal (paper); part of the answer or the answer part of it (code)."""
     frame: Literal["pixels", "thousand"] = "pixels"
     """Boxes in pixels of the picture the model sees, or from 0 to 1000. Published: thousand."""
     own_prompt: str = "{question}\nThink inside <think> </think>, then give the final answer inside <answer> </answer>."
@@ -69,19 +69,19 @@ class Args(CommonArgs):
     max_new_tokens: int = 160
     """L_max: longest response in tokens. Published: 256 (inferred)."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
     # ---- advantage
     advantage_eps: float = 1e-4
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     kl_coef: float = 0.04
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. 0.04 in GRPO's paper, 0.01 in EasyR1, 0 in DAPO and VPPO."""
 
     # ---- update
     mini_batch_prompts: int = 0
@@ -91,11 +91,11 @@ class Args(CommonArgs):
     lr: float = 1e-4
     """Learning rate of AdamW, constant. Published: 1e-6, falling to 0 (inferred)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
     """Weight decay of AdamW. Published: 0 (inferred)."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -181,9 +181,9 @@ def main(args: Args) -> None:
     from common.distributed import share
     from common.grpo import aggregate, group_advantages, has_spread, kl_estimate
     from common.logprob import micro_batches, response_logps
-    from common.perception import detection_effects, few_shots, perception_question
     from common.rollout import forced_rollout, rollout
     from common.run import Run
+    from common.tasks.perception import detection_effects, few_shots, perception_question
     from common.training import (
         Averages,
         Budget,
@@ -273,7 +273,7 @@ def main(args: Args) -> None:
                     logps, entropy = response_logps(  # [n, T] each
                         vlm, part.prompts, part.tokens, part.mask, features=part.features,
                         temperature=args.temperature)  # fmt: skip
-                    losses = -(logps - old).exp() * A  # no clip: one step per rollout keeps the ratio at 1
+                    losses = -(logps - logps.detach()).exp() * A  # no clip: the ratio is 1, its gradient is not 0
                     if args.kl_coef:
                         kl = kl_estimate(logps, ref_logps[rows, :width], "k3", inner=None, outer=None)
                         losses = losses + args.kl_coef * kl

@@ -52,11 +52,11 @@ class Args(CommonArgs):
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: not found; others 384 or 512."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -72,13 +72,13 @@ class Args(CommonArgs):
 
     # ---- advantage
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.2
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps_high: r is clipped at 1 + eps_high. 0.2 in GRPO, 0.28 in DAPO and VPPO, 0.3 in EasyR1, 4e-4 in GSPO."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "sequence_mean"  # fmt: skip
@@ -89,19 +89,19 @@ class Args(CommonArgs):
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 384."""
+    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. 128 of 384 in VPPO."""
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
     """Learning rate of AdamW, constant. Published: not found."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {

@@ -10,7 +10,7 @@ The picture is taken for a random variable: the policy reads its own answers onc
 symmetric KL of the two next-token distributions is the perceptual uncertainty u_per of a token. On steps that draw the
 noisy branch, ever fewer of them, the advantage gets a bonus that grows with u_per; on all steps one that grows with the
 entropy u_out. Both are capped at |A| / beta: no bonus turns a punishment into a reward.
-Published (mean of 6 benchmarks): 3B base 52.5, GRPO 58.4, VOGUE 61.2; 7B 61.1, 63.9, 66.9. Published ablations (7B,
+Version 3 (mean of 6 benchmarks): 3B base 52.5, GRPO 58.4, VOGUE 61.2; 7B 61.1, 63.9, 66.9. Published ablations (7B,
 maths / general): 65.8 / 67.9, no u_per 64.1 / 66.9, no u_out 64.3 / 66.8, neither 63.2 / 65.9, forward KL 55.4 / 64.3.
 Differences from the paper:
 1. Ratio and entropy come from the raw picture on noisy steps too (inferred): the tokens were sampled from it, and a
@@ -64,13 +64,13 @@ class Args(CommonArgs):
     kl_forward: bool = False
     """u_per is KL(raw || noisy) alone (Table 5: worse). Published: its mean with KL(noisy || raw)."""
     kl_transition: bool = False
-    """Code: the visual bonus shrinks after 45 % of training and is a penalty after 68 %. Published: off."""
+    """Code: the visual bonus shrinks after 45 % of training, is a penalty from 56.5 %, a full one from 68 %."""
     noisy_end: float = 0.0
     """p_noi, the chance of a noisy step, falls from 1 to this; 1: always noisy. Published: 0."""
     ratio_branch: Literal["raw", "noisy"] = "raw"
     """Which branch gives ratio and entropy on noisy steps. Published: not found; raw (inferred)."""
     perturbation: Literal["noise", "jitter", "all"] = "noise"
-    """T: noise; colour jitter too; flips and turns too (all: published, strengths inferred)."""
+    """T: noise; colour jitter too; flips and turns too. Published: all (strengths inferred); in v1 noise."""
     noise_std: float = 0.2
     """sigma of the noise on pixels in [0, 1]. Published: 0.4, Qwen3-VL script 0.2."""
     wrong_labels: bool = False
@@ -84,11 +84,11 @@ class Args(CommonArgs):
     prompts_per_step: int = 16
     """Prompts whose groups are used in one step. Published: 256."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -96,9 +96,9 @@ class Args(CommonArgs):
     filter_groups: Literal["off", "mean", "std"] = "off"
     """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std)."""
     filter_low: float = 0.01
-    """Lower bound of rule "mean". Published: 0.01."""
+    """Lower bound of rule "mean". 0.01 in EasyR1 and VPPO."""
     filter_high: float = 0.99
-    """Upper bound of rule "mean". Published: 0.99."""
+    """Upper bound of rule "mean". 0.99 in EasyR1 and VPPO."""
     gen_prompts: int = 0
     """Fresh prompts per round of dynamic sampling; 0: prompts_per_step, the published choice. Surplus is
     cut."""
@@ -107,19 +107,19 @@ class Args(CommonArgs):
 
     # ---- reward
     format_weight: float = 0.0
-    """Share of the reward for a think block followed by a boxed answer. Published: 0 (VPPO), 0.1 (EasyR1)."""
+    """Share of the reward for a think block followed by a boxed answer. 0 in VPPO, 0.1 in EasyR1."""
 
     # ---- advantage
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.28
     """eps_high: r is clipped at 1 + eps_high. Published: 0.3 (inferred)."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "token_mean"  # fmt: skip
@@ -128,25 +128,25 @@ class Args(CommonArgs):
     mask_truncated: bool = False
     """Leave responses that hit L_max out of the loss (TRL option)."""
     kl_coef: float = 0.0
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. 0.04 in GRPO's paper, 0.01 in EasyR1, 0 in DAPO and VPPO."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 256."""
+    """Prompts per optimiser step; 0: all, one optimiser step per rollout. Published: 128 of 256 (inferred)."""
     micro_tokens: int = 16384
     """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. Published: 1e-6 (inferred)."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -307,7 +307,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

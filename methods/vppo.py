@@ -10,10 +10,11 @@ Every token gets a score S_t: how much its probability changes when the picture 
 DAPO. Token-level gradient filtering (TGF): only the 40 % most picture-dependent tokens of a response receive policy
 gradient. Trajectory-level advantage shaping (TAS): the advantage grows with the response's mean score.
 Published (mean of 8 benchmarks, Qwen2.5-VL-7B): base 38.3, GRPO 53.1, DAPO 55.0, VPPO 57.5.
-Differences from the paper, all of them as in its official code:
+Differences from the paper, 1 to 3 as in its official code:
 1. S_t is the one-sample k3 estimate on the sampled token, clamped at 10, not the KL over the vocabulary.
 2. Token mean over the mini-batch, clip 0.2/0.28, dual clip 3; masked tokens still count in the denominator.
-3. TAS takes min and max over the mini-batch and the mean over the micro-batch.
+3. TAS takes min and max over the mini-batch (there one GPU's share of it) and the mean over the micro-batch.
+4. No box is no answer; the code's grader reads it as "None", which a gold answer "None" then equals.
 
 Expect (results/vppo.json; 5 seeds, 500,000 tokens): accuracy 0.447 -> 0.795, random mask 0.761 (+0.034 [+0.018,
 +0.051]), DAPO 0.797 (-0.001 [-0.015, +0.012]): the mask beats chance, not DAPO. S_t is 27 times higher on what only
@@ -69,15 +70,15 @@ class Args(CommonArgs):
 
     # ---- rollout
     group_size: int = 8
-    """G: responses per prompt. Published: 8 (TRL, most VLM papers), 16 (DAPO)."""
+    """G: responses per prompt. 8 in TRL, VPPO, Vision-SR1 and most VLM papers; 5 in EasyR1, 16 in DAPO."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 80
-    """L_max: longest response in tokens. Published: 2048."""
+    """L_max: longest response in tokens. Published: 2048 (7B), 4096 (32B), 8192 (Qwen3-VL-8B)."""
     temperature: float = 1.0
-    """Sampling temperature; training scores the same distribution. Published: 1.0."""
+    """Sampling temperature; training scores the same distribution. 1.0 in TRL, verl and EasyR1."""
     top_p: float = 1.0
-    """Sample only from the smallest set of tokens with this much probability. Published: 1.0, VPPO 0.99."""
+    """Sample only from the smallest set of tokens with this much probability. 1.0, in VPPO and Vision-SR1 0.99."""
     rollout_rows: int = 0
     """Responses decoded at the same time; 0: all of a rollout. Bounds the memory for keys and values."""
 
@@ -85,9 +86,9 @@ class Args(CommonArgs):
     filter_groups: Literal["off", "mean", "std"] = "mean"
     """DAPO: sample until enough groups have low < mean accuracy < high (mean), or unequal rewards (std)."""
     filter_low: float = 0.01
-    """Lower bound of rule "mean". Published: 0.01."""
+    """Lower bound of rule "mean". 0.01 in EasyR1 and VPPO."""
     filter_high: float = 0.99
-    """Upper bound of rule "mean". Published: 0.99."""
+    """Upper bound of rule "mean". 0.99 in EasyR1 and VPPO."""
     gen_prompts: int = 0
     """Fresh prompts per round of dynamic sampling; 0: prompts_per_step, the published choice. Surplus is
     cut."""
@@ -96,15 +97,15 @@ class Args(CommonArgs):
 
     # ---- reward
     format_weight: float = 0.0
-    """Share of the reward for a think block followed by a boxed answer. Published: 0 (VPPO), 0.1 (EasyR1)."""
+    """Share of the reward for a think block followed by a boxed answer. 0 in VPPO, 0.1 in EasyR1."""
     overlong_buffer: float = 0.0
-    """DAPO: the last so much of L_max is punished softly, from 0 to -1. Published: 0.2 (4096 of 20480)."""
+    """DAPO: the last so much of L_max is punished softly, down to -0.5 (in DAPO -1, where wrong is -1): 0.2 there."""
 
     # ---- advantage
     advantage: Literal["group_std", "batch_std", "mean_only", "rloo", "passk"] = "group_std"
     """A: R - group mean, divided by the group's std (GRPO), the batch's, nothing (Dr.GRPO); RLOO; pass@k."""
     advantage_eps: float = 1e-6
-    """Added to the std. Published: 1e-6 (verl, EasyR1), 1e-4 (TRL)."""
+    """Added to the std. 1e-6 in verl, EasyR1 and what is built on them, 1e-4 in TRL."""
 
     # ---- loss
     ratio: Literal["token", "sequence"] = "token"
@@ -112,11 +113,11 @@ class Args(CommonArgs):
     loss: Literal["clip", "cispo"] = "clip"
     """clip: max(-A r, -A clip(r)); cispo: the clipped ratio is a constant weight on A log p."""
     clip_low: float = 0.2
-    """eps_low: r is clipped at 1 - eps_low. Published: 0.2, GSPO 3e-4."""
+    """eps_low: r is clipped at 1 - eps_low. 0.2 in the libraries, 3e-4 in GSPO."""
     clip_high: float = 0.28
-    """eps_high: r is clipped at 1 + eps_high. Published: 0.2 (GRPO), 0.28 (DAPO), GSPO 4e-4."""
+    """eps_high: r is clipped at 1 + eps_high. 0.2 in GRPO, 0.28 in DAPO and VPPO, 0.3 in EasyR1, 4e-4 in GSPO."""
     dual_clip: float = 3.0
-    """c: for A < 0 the loss is at most -c A; 0: off. Published: 3 (verl, EasyR1), 10 (DAPO's script)."""
+    """c: for A < 0 the loss is at most -c A; 0: off. 3 in verl, EasyR1 and VPPO, 10 in DAPO's script."""
     loss_mean: Literal["token_mean", "token_mean_micro", "sequence_mean", "sequence_mean_token_share",
                        "sequence_sum", "token_sum_over_budget",
                        "token_sum_over_width"] = "token_mean"  # fmt: skip
@@ -125,28 +126,28 @@ class Args(CommonArgs):
     mask_truncated: bool = False
     """Leave responses that hit L_max out of the loss (TRL option)."""
     kl_coef: float = 0.0
-    """beta: weight of the KL to the starting model. Published: 0.04 (GRPO), 0.01 (VLM papers), 0 (DAPO)."""
+    """beta: weight of the KL to the starting model. 0.04 in GRPO's paper, 0.01 in EasyR1, 0 in DAPO and VPPO."""
     kl_kind: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL. Published: k3."""
+    """Estimator of that KL. k3 in TRL, verl and EasyR1."""
     entropy_coef: float = 0.06
-    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0, VPPO and its baselines
-    0.06."""
+    """Weight of an entropy penalty -mean log p of the sampled tokens. Published: 0.06,
+    Qwen3-VL-8B 0.12."""
 
     # ---- update
     mini_batch_prompts: int = 0
-    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. Published: 128 of 384."""
+    """Prompts per optimiser step; 0: all of them, one optimiser step per rollout. 128 of 384 in VPPO."""
     micro_tokens: int = 16384
-    """Tokens per forward pass, prompts included: bounds the memory, does not change the result."""
+    """Tokens per forward pass, prompts included: bounds the memory, and is the micro-batch over which TAS averages."""
     recompute_old_logps: bool = False
-    """Old log-probabilities from a separate pass (published) instead of those recorded while sampling."""
+    """Old log-probabilities from a separate pass (as in verl, EasyR1) instead of those recorded while sampling."""
     lr: float = 1e-4
-    """Learning rate of AdamW, constant. Published: 1e-6."""
+    """Learning rate of AdamW, constant. 1e-6 in most VLM papers."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its value. Published: 0."""
+    """Steps over which the learning rate rises to its value. 0 in VPPO and most VLM papers."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW. Published: 0.01."""
+    """Weight decay of AdamW. 0.01 in VPPO and most VLM papers."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. Published: 1.0."""
+    """The gradient is scaled down to this norm. 1.0 in VPPO and most VLM papers."""
 
 
 PRESETS = {
@@ -162,7 +163,7 @@ PAPER = PRESETS["paper-7b"]
 PRESETS["paper-8b"] = PAPER | dict(  # the official Qwen3-VL script
     model="Qwen/Qwen3-VL-8B-Instruct", max_new_tokens=8192, steps=130, entropy_coef=0.12)  # fmt: skip
 PRESETS["paper-32b"] = PAPER | dict(model="Qwen/Qwen2.5-VL-32B-Instruct", max_new_tokens=4096, gpus=32)
-VARIANTS = {"dapo": {}, "grpo": dict(filter_groups="off", clip_high=0.2)}
+VARIANTS = {"dapo": {}, "grpo": dict(filter_groups="off", clip_high=0.2)}  # 0.2 (inferred)
 
 
 def check(args: Args) -> None:
@@ -188,7 +189,7 @@ def score(args: Args, batch: Rollout, samples: list[Sample]) -> tuple[Tensor, di
         terms["format"] = args.format_weight * tensor([float(has_format(text)) for text in batch.texts])
     if args.overlong_buffer:
         buffer = max(1, round(args.overlong_buffer * args.max_new_tokens))
-        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer)
+        terms["overlong"] = overlong_penalty(batch.mask.sum(dim=1), args.max_new_tokens, buffer, factor=0.5)
     return right, terms
 
 
@@ -345,7 +346,7 @@ def main(args: Args) -> None:
         chosen = keep.nonzero().flatten().tolist()[: args.prompts_per_step]
         if not chosen:
             run.say(f"step {step + 1}: no group of {len(samples)} has mixed results, nothing left to learn")
-            run.log(step, metrics | {"groups/used": 0})
+            run.log(step, metrics | {"groups/used": 0, "tokens_generated": budget.tokens})
             break
         rows = group_rows(chosen, G)  # [N]
         batch, samples = batch.select(chosen), [samples[i] for i in chosen]

@@ -30,10 +30,11 @@ from method_runs import GROUPS, MINUTE, untimed
 from common import checkpoint as checkpoints
 from common.errors import main_guard
 
-QWEN = "transformers.models.qwen2"
-SLOW = ("common.report", "common.facts", "common.captions", "common.puzzles", "common.perception", "common.contrast",
-        "common.random_vlm", "common.cpu_kernel", "common.logprob", "transformers.models.auto.modeling_auto",
-        f"{QWEN}_5_vl.modeling_qwen2_5_vl", f"{QWEN}_vl.image_processing_pil_qwen2_vl")  # fmt: skip
+QWEN, TASKS = "transformers.models.qwen2", "common.tasks"
+SLOW = ("common.report", f"{TASKS}.facts", f"{TASKS}.captions", f"{TASKS}.puzzles", f"{TASKS}.perception",
+        "common.contrast", "common.random_vlm", "common.cpu_kernel", "common.logprob",
+        "transformers.models.auto.modeling_auto", f"{QWEN}_5_vl.modeling_qwen2_5_vl",
+        f"{QWEN}_vl.image_processing_pil_qwen2_vl")  # fmt: skip
 for name in SLOW:  # once for all children
     importlib.import_module(name)
 
@@ -61,7 +62,8 @@ METHODS = {  # small runs that between them use every kind of state
 
 def toss_coins(method: str, coin: Callable[..., int]) -> None:
     """A random model is never right: grades that depend on the text alone give its groups some spread."""
-    from common import captions, facts, rewards
+    from common import rewards
+    from common.tasks import captions, facts
 
     rewards.accuracy = rewards.grade_answer = coin
     captions.names_error, rewards.last_boxed = coin, lambda text: text
@@ -92,7 +94,7 @@ def slow_disk(seconds: float = 0.05) -> None:
 def jumping_clock(hours: float) -> None:
     """Every look at the clock finds it hours further on (or back, if negative); only `monotonic` and `perf_counter`
     are left alone."""
-    from common import run
+    from common import run, run_folder
 
     looks, now, plain = [], time.time, run.datetime
 
@@ -105,7 +107,8 @@ def jumping_clock(hours: float) -> None:
         def now(cls, tz=None):
             return plain.fromtimestamp(time_of_day(), tz)
 
-    time.time, time.time_ns, run.datetime = time_of_day, lambda: int(time_of_day() * 1e9), Clock
+    time.time, time.time_ns = time_of_day, lambda: int(time_of_day() * 1e9)
+    run.datetime = run_folder.datetime = Clock
 
 
 # ---------------------------------------------------------------- the child from outside

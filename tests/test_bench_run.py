@@ -911,7 +911,7 @@ def test_a_wrong_judge_and_a_benchmark_without_one(place):
     assert "the judge 'nobody' is not understood" in sentence_of(score_with, path, "--judge", "nobody")
     silent = fake(place, judge_score=None)
     answered = [scoring.Answered("a", {}, ["x"], [Result(0.0, undecided=True)], "row 1", [])]
-    same, count = scoring.judged(silent, answered, "official", None)
+    same, count = scoring.ask_judge(silent, answered, "official", None)
     assert same == answered and count == 0 and summary.about_judge(silent, 0) == "this benchmark has no judge"
 
 

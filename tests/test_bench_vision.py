@@ -29,7 +29,8 @@ from PIL import Image
 
 from benchmark import Benchmark, Result, Row
 from benchmarks import chartqa, counting, detection, hrbench, odinw, refcoco, screenspot, textvqa_ocrbench, vstar
-from boxes import iou_table, picture_size
+from boxes import iou_table
+from columns import picture_size
 from common.detection import Query, coco_map
 from common.errors import SightRLError
 from common.rewards import iou

@@ -293,8 +293,9 @@ def test_06_nothing_to_learn_ends_and_leaves_the_weights_alone(tmp_path, monkeyp
     monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: 1)
     rounds, plain = [], common.rollout.rollout
     monkeypatch.setattr(common.rollout, "rollout", lambda *args, **more: rounds.append(1) or plain(*args, **more))
-    train(tmp_path, "filtered", filter_groups="mean", max_rounds=3, steps=2)
+    (last,) = metrics(train(tmp_path, "filtered", filter_groups="mean", max_rounds=3, steps=2))
     assert len(rounds) == 3 and "nothing left to learn" in capsys.readouterr().out
+    assert last["groups/used"] == 0 and last["tokens_generated"] == last["tokens"] > 0  # a comparison reads it
     folder = train(tmp_path, "unfiltered", steps=2)
     assert [row["groups/zero_spread"] for row in metrics(folder)] == [1, 1]
     assert all(value is not None for row in metrics(folder) for value in row.values())
@@ -591,7 +592,7 @@ def test_12_boxes_are_graded_in_the_frame_of_the_model(family, tmp_path):
 
 
 def visual_rft_question(vlm: VLM, sample: Sample) -> Sample:
-    from common.perception import perception_question
+    from common.tasks.perception import perception_question
 
     return perception_question(sample, "detect", "{question}", vlm.pixels if vlm.family == "qwen2_5_vl" else None)
 

@@ -13,20 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import data
-from common.data import (
-    Dataset,
-    ImageCache,
-    Sample,
-    Stream,
-    cut,
-    linked,
-    load_image,
-    official_part,
-    open_dataset,
-    taking_turns,
-)
+from common import pictures
+from common.data import Dataset, Sample, Stream, open_dataset, taking_turns
 from common.errors import SightRLError
+from common.pictures import ImageCache, load_image
+from common.readers.splits import SHARES, cut, linked, official_part
 
 
 def pixels(source: object, **options: object) -> np.ndarray:
@@ -181,7 +172,7 @@ def test_damaged_files_give_a_sentence(draw):
 
 
 def test_each_distinct_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data, "DECODED", ImageCache())
+    monkeypatch.setattr(pictures, "DECODED", ImageCache())
     (tmp_path / "a.png").write_bytes(encoded(Image.new("RGB", (8, 8))))
     first = load_image(tmp_path / "a.png", "x")
     assert load_image(tmp_path / "a.png", "y") is first
@@ -200,14 +191,14 @@ def test_the_cache_stays_within_its_limit():
 
 # ----------------------------------------------------------------------------------------------------- splits
 def test_cut_gives_every_split_something_and_keeps_old_rows():
-    few = cut(["a", "b", "c"], data.SHARES)
+    few = cut(["a", "b", "c"], SHARES)
     assert sorted(few.values()) == ["test", "train", "val"]
-    assert set(cut(["a", "b"], data.SHARES).values()) == {"train"}
+    assert set(cut(["a", "b"], SHARES).values()) == {"train"}
     names = [f"{i}.png" for i in range(2000)]
-    parts = cut(names, data.SHARES)
+    parts = cut(names, SHARES)
     shares = {split: sum(p == split for p in parts.values()) / 2000 for split in ("train", "val", "test")}
     assert abs(shares["test"] - 0.10) < 0.02 and abs(shares["val"] - 0.05) < 0.015
-    more = cut([*names, *(f"new{i}" for i in range(500))], data.SHARES)
+    more = cut([*names, *(f"new{i}" for i in range(500))], SHARES)
     assert all(more[name] == parts[name] for name in names)
 
 
@@ -218,7 +209,7 @@ def test_official_parts():
     assert official_part(["train", "validation"], "val", "x") == ("train", {"val": 0.05})
     assert official_part(["train", "validation"], "train", "x") == ("train", {"val": 0.05})
     assert official_part(["train", "test"], "train", "x") == ("train", {"val": 0.05})
-    assert official_part(["all"], "val", "x") == ("all", data.SHARES)
+    assert official_part(["all"], "val", "x") == ("all", SHARES)
     assert official_part(["test"], "test", "x") == ("test", {})
     assert (
         sentence_of(official_part, ["test"], "train", "D")

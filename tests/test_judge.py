@@ -10,7 +10,8 @@ from servers import CUT, Server, completion
 
 from common.endpoint import Endpoint, parse_address
 from common.errors import SightRLError
-from common.judge import Judge, harmless, open_judge, read_cache
+from common.judge import Judge, open_judge, read_cache
+from common.vlm import harmless
 
 
 def judge_of(server, cache=None, attempts=3, timeout=5.0, **options) -> Judge:

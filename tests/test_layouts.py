@@ -7,8 +7,8 @@ import random
 import pytest
 from PIL import Image
 
-from common import puzzles
 from common.rewards import block, last_boxed
+from common.tasks import puzzles
 from common.world import make_question, world_sample
 from common.world.layouts import (
     ERRORS,

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ import common.logprob
 import common.rollout
 import common.training
 from common.args import CommonArgs, chosen_defaults, option_help, typed
-from common.data import Stream, open_dataset
+from common.data import Sample, Stream, open_dataset
 from common.errors import SightRLError
 from methods import grpo, sft, vppo
 
@@ -54,6 +56,8 @@ def test_help_and_imports_do_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--clip-high FLOAT" in done.stdout and "eps_high" in done.stdout
+    assert re.search(r"--variant gspo sets --ratio sequence --clip-low\s+0.0003", done.stdout)
+    assert re.search(r"--preset paper-7b sets .*--gradient-checkpointing\s+--gpus\s+8", done.stdout, re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -86,6 +90,19 @@ def test_variants_of_grpo():
     assert (dapo.filter_groups, dapo.overlong_buffer, dapo.kl_coef, dapo.lr) == ("mean", 0.2, 0.0, 1e-6)
     dr = parse(grpo, "--variant", "dr_grpo")
     assert (dr.advantage, dr.loss_mean) == ("mean_only", "token_sum_over_budget")
+
+
+@pytest.mark.parametrize("module", [grpo, vppo])
+def test_dapo_punishes_length_by_at_most_half_of_what_a_wrong_answer_costs(module):
+    """In DAPO right and wrong are 1 and -1, and the punishment goes down to -1; here right and wrong are 1 and 0."""
+    args = dataclasses.replace(parse(module), group_size=2, max_new_tokens=20, overlong_buffer=0.2)
+    sample = Sample("1", "How many?", "3", "count", [])
+    lengths = torch.tensor([20, 16])
+    batch = SimpleNamespace(texts=["\\boxed{3}", "\\boxed{4}"], logps=torch.zeros(2, 20),
+                            mask=torch.arange(20) < lengths[:, None])  # fmt: skip
+    right, terms = module.score(args, batch, [sample])
+    assert set(right.tolist()) <= {0, 1} and torch.equal(terms["accuracy"], right)
+    assert terms["overlong"].tolist() == [-0.5, 0]
 
 
 def test_typed_reads_both_spellings_and_ignores_the_rest():

@@ -160,6 +160,13 @@ def test_golden_6_soft_filter(monkeypatch, tmp_path):
     assert row["groups/used"] == 2 and not gradient[[0, 1, 4, 5]].any() and gradient[7].any()
 
 
+def test_the_soft_filter_goes_by_the_mean_alone(monkeypatch, tmp_path):
+    """Five checklists with the same one fact right have no spread, but a mean inside (0, 1): the item is kept."""
+    args = Args(group_size=5, prompts_per_step=2, max_rounds=1)
+    _, row, _ = run_main(monkeypatch, tmp_path, [[(1, 0, 0)] * 5, ALL], [[1] * 5, [1] * 5], args)
+    assert row["groups/used"] == 1 and row["groups/filtered"] == 0.5
+
+
 def test_every_gate_closed_ends_the_run(monkeypatch, tmp_path, capsys):
     args = Args(group_size=5, prompts_per_step=2, max_rounds=3)
     _, row, asked = run_main(monkeypatch, tmp_path, [NOTHING, NOTHING], [None, None], args)

@@ -19,9 +19,19 @@ from servers import completion
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations
-from common.facts import STATED_PROMPT, effects_of, make_facts, oracle, perceived, tagged, tags, verdicts, visual_facts
 from common.judge import open_judge
 from common.rewards import repetition
+from common.tasks.facts import (
+    STATED_PROMPT,
+    effects_of,
+    make_facts,
+    oracle,
+    perceived,
+    tagged,
+    tags,
+    verdicts,
+    visual_facts,
+)
 from common.world.layouts import PROMPTS
 from methods import perception_r1
 from methods.perception_r1 import Args, grade, has_layout, score, visual_rewards
@@ -217,7 +227,7 @@ def coins(coin_grades, monkeypatch):
     """A random model states nothing either: verdicts on its texts are coins too."""
     real = oracle
     flip = lambda prompt: tagged([str(coin(str(k) + prompt)) for k in range(len(tags(real(prompt))))])  # noqa: E731
-    monkeypatch.setattr("common.facts.oracle", flip)
+    monkeypatch.setattr("common.tasks.facts.oracle", flip)
 
 
 def small(out: Path, **options) -> Args:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import charts, report
+from common import charts, report, report_rollouts
 from common.errors import SightRLError
 from common.evaluation import Evaluation
-from common.report import level, text, write_report
+from common.report import text, write_report
+from common.report_rollouts import level
 from common.run import Run
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;\x00\u202e\ud800</div></main>"
@@ -190,7 +191,7 @@ def test_page_shows_the_results(source):
 
 
 def test_tokens_are_coloured_by_dependency_and_marked(source):
-    groups, responses, tokens = 2 * report.GROUPS, 5, 5
+    groups, responses, tokens = 2 * report_rollouts.GROUPS, 5, 5
     found = re.findall(r'<span class="t d(\d) (kept|masked)" title="([^"]*)">', source)
     assert len(found) == groups * responses * tokens
     assert found[:5] == [

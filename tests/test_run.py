@@ -18,7 +18,8 @@ from toy_run import Args, Stream, Toy, ToyVLM, train
 
 from common import checkpoint as checkpoints
 from common.errors import SightRLError, main_guard
-from common.run import Run, duration
+from common.progress import duration
+from common.run import Run
 
 
 @pytest.fixture(autouse=True)

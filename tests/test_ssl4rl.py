@@ -1,4 +1,4 @@
-"""methods/ssl4rl.py and common/puzzles.py against the golden vectors of the official code, run from the outside."""
+"""methods/ssl4rl.py, common/tasks/puzzles.py: golden vectors of the official code, whole runs from the outside."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, p
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from common import puzzles
 from common.data import open_dataset
 from common.errors import SightRLError
 from common.grpo import group_advantages
+from common.tasks import puzzles
 from common.world.layouts import PROMPTS
 from methods import ssl4rl
 from methods.ssl4rl import Args, effects_of, puzzles_of, reward

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, summary
 from PIL import Image
 
-from common.captions import (
+from common.data import Sample, open_dataset
+from common.errors import SightRLError
+from common.tasks.captions import (
     WrongCaptions,
     changed_span,
     error_in,
@@ -26,9 +28,7 @@ from common.captions import (
     vocabulary,
     words,
 )
-from common.corrupt import NEAR, TABLE, corrupt
-from common.data import Sample, open_dataset
-from common.errors import SightRLError
+from common.tasks.corrupt import NEAR, TABLE, corrupt
 from common.world.layouts import ERRORS, PROMPTS, wrong_caption
 from methods import sft, vicrit
 
@@ -235,7 +235,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def coins(monkeypatch):
     """A random model finds no error: whether it did depends on its text alone."""
-    monkeypatch.setattr("common.captions.names_error", coin)
+    monkeypatch.setattr("common.tasks.captions.names_error", coin)
     monkeypatch.setattr("common.rewards.last_boxed", lambda text: text)
 
 

@@ -149,9 +149,10 @@ def test_published_values(capsys):
 
 
 # -------------------------------------------------------------------------------- reward and loss, through main()
-OLD = torch.tensor([[-0.5, -1.0, -0.2], [-0.3, -0.4, 0.0], [-0.9, -0.1, -0.2]])
+OLD = torch.tensor([[-3.5, -1.0, -0.2], [-0.3, -0.4, 0.0], [-0.9, -0.1, -0.2]])
 REF = torch.tensor([[-0.6, -1.0, -0.1], [-0.3, -0.9, 0.0], [-0.4, -0.1, -0.2]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool()
+assert (REF - OLD).max() > 2.7  # there k3 is above 10, where verl cuts it and TRL does not
 TEXTS = [written("red"), "<answer>blue</answer>", written("red", "so it is red")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,8 +20,8 @@ from PIL import Image
 from common.data import Dataset, Sample, Stream, open_dataset
 from common.detection import NOTHING, match_by_confidence, read_corners, read_detections
 from common.errors import SightRLError
-from common.perception import detection_effects, few_shots, perception_question
 from common.rewards import answer_line, iou, think_then_answer
+from common.tasks.perception import detection_effects, few_shots, perception_question
 from common.world.layouts import PROMPTS, is_held_out, of_kind
 from methods import visual_rft
 from methods.visual_rft import Args, grade, rewards_of, score
@@ -354,7 +355,7 @@ def test_two_steps_from_end_to_end(tmp_path):
     ],
 )
 def test_other_options_run(options, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.perception.SCANNED", 20)
+    monkeypatch.setattr("common.tasks.perception.SCANNED", 20)
     folder = run(tmp_path, steps=1, eval_questions=0, **options)
     (row,) = metrics(folder)
     if options.get("supervised"):  # every right answer earns all there is; one row counts as G
@@ -389,6 +390,22 @@ def test_supervised_learns_the_right_answers(tmp_path, monkeypatch):
     assert len(gradients) > 10
     for i, value in gradients.items():
         torch.testing.assert_close(value, expected[i], atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_recorded_while_sampling_plays_no_part(tmp_path, monkeypatch):
+    """The ratio is exp(log p - stop_gradient(log p)), also in the second of two updates from one rollout."""
+    from common.rollout import rollout
+
+    def shifted(*args, **options):
+        batch = rollout(*args, **options)
+        return dataclasses.replace(batch, logps=batch.logps - 0.7 * batch.mask)
+
+    options = dict(eval_questions=0, prompts_per_step=4, mini_batch_prompts=2)
+    plain = metrics(run(tmp_path / "plain", **options))
+    monkeypatch.setattr("common.rollout.rollout", shifted)
+    other = metrics(run(tmp_path / "shifted", **options))
+    assert other[0].pop("logp_mismatch") > 0.6 > 1e-4 > plain[0].pop("logp_mismatch")
+    assert other[0] == plain[0] and other[1]["grad_norm"] == plain[1]["grad_norm"] > 0
 
 
 def write_table(folder: Path) -> str:

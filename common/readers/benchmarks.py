@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data import Sample, bad_row, hash_fraction, official_part
-from common.errors import SightRLError
+from common.data import Sample, hash_fraction
+from common.errors import SightRLError, bad_row
 from common.readers.shared import Options, folder_of, in_split, json_rows, lettered, locate, picture_key, shown, wrap
+from common.readers.splits import official_part
 
 # ------------------------------------------------------------------------------------------------------- NLVR
 # Picture k of an example shows its three boxes in this order (checked against the published pictures).

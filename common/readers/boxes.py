@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from common.data import SHARES, Sample, bad_row, cut, hash_fraction, load_image, official_part
-from common.errors import SightRLError
+from common.data import Sample, hash_fraction
+from common.errors import SightRLError, bad_row
+from common.pictures import load_image
 from common.readers.shared import PICTURES, Options, folder_of, in_split, locate, shown, split_place, wrap
+from common.readers.splits import SHARES, cut, official_part
 
 
 @dataclass

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.data import Sample, bad_row, cut
-from common.errors import SightRLError
+from common.data import Sample
+from common.errors import SightRLError, bad_row
+from common.readers.splits import cut
 
 DEEPEST = 50  # levels of a row's lists and objects
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".ppm")

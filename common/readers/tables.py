@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.data import PARTS, Sample, bad_row, cut, linked, official_part
-from common.errors import SightRLError
+from common.data import Sample
+from common.errors import SightRLError, bad_row
 from common.maths import is_integer
 from common.readers.shared import (
     DEEPEST,
@@ -27,6 +27,7 @@ from common.readers.shared import (
     split_place,
     too_deep,
 )
+from common.readers.splits import PARTS, cut, linked, official_part
 from common.rewards import last_boxed, parse_box, yes_no
 
 # Names that are looked for without --columns, first match wins.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from common import puzzles
+from common.tasks import puzzles
 from common.world.habits import HABITS, pick_habit, response
 from common.world.layouts import (
     caption_of,

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from benchmark import Benchmark, Line, Result, Row, macro_line, mean_line, scores_by
-from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, text, texts
+from benchmark import Benchmark, Line, Result, Row, judged, macro_line, mean_line, scores_by
+from choices import inferred, inferred_judged, inferred_prompt, lettered
+from columns import letter, text, texts
 from common.errors import SightRLError
 
 FORMAT = "Answer with the letter of the right option in parentheses, like (A), and nothing else."
@@ -90,7 +90,7 @@ def judge_score(row: Row, result: Result, reply: str, scoring: str) -> Result:
         return inferred_judged(result, reply, options_of(row), right)
     # The original compares all of the reply with "(B)", so that "(B) the dog" is wrong.
     reply = reply.strip()
-    return replace(result, score=float(reply == f"({right})"), answer=reply[:80], undecided=False)
+    return judged(result, reply == f"({right})", reply[:80])
 
 
 # ---------------------------------------------------------------- table

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, Video, cell, mean_line
+from columns import entries
 from common.errors import SightRLError
 
 Span = tuple[float, float]  # seconds, start <= end
@@ -106,7 +107,7 @@ def overlap(a: Span, b: Span) -> float:
 
 
 def truth(row: Row) -> Span:
-    span = cell(row, "timestamp", list, tuple, np.ndarray)
+    span = entries(row, "timestamp")
     if len(span) != 2 or not all(isinstance(t, (int, float, np.number)) and 0 <= t < 1e9 for t in span):
         raise SightRLError(f"column timestamp holds {str(span)[:60]}; it must be two numbers of seconds.")
     return float(span[0]), float(span[1])

@@ -12,8 +12,7 @@ answer and grade that.
 from __future__ import annotations
 
 from benchmark import Benchmark, Result, Row, by
-from boxes import texts_cell
-from choices import text
+from columns import text, texts_cell
 
 TOLERANCE = 0.05
 

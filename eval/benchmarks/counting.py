@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from benchmark import Benchmark, Line, Result, Row, lines_by
-from choices import text, whole
+from columns import text, whole
 from common.errors import SightRLError
 
 NAMES = (

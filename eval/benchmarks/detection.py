@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import Benchmark, Line, Result, Row, mean_line
-from boxes import boxes_cell, picture_size
-from choices import text
+from columns import boxes_cell, picture_size, text
 from common.detection import Query, coco_map, read_entries
 from common.errors import SightRLError
-from common.rewards import detection_f1
+from common.rewards import block, detection_f1
 
 Frame = tuple[float, float, float, float]
 MOST = 100  # boxes per picture and class, the most confident ones: COCO looks at no more
@@ -96,11 +95,10 @@ def query_prompt(row: Row, scoring: str) -> str:
 def answer_text(response: str) -> str:
     """What is read: the first <answer> block, without one all of the response."""
     response = response.replace("[[", "[").replace("]]", "]").replace("\n", "").replace(", ...", "")
-    _, opened, rest = response.partition("<answer>")
-    content, closed, _ = rest.partition("</answer>")
+    content = block(response, "answer")
     # Without a whole block the script puts tags of its own around the response: it stops at a lone closing tag, and of
     # a block that breaks off it can read nothing, as the opening tag is no JSON.
-    return content.strip() if opened and closed else response.strip().partition("</answer>")[0]
+    return response.strip().partition("</answer>")[0] if content is None else content
 
 
 def positions(response: str) -> list[tuple[Frame, float]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, grouped
-from choices import letter, text, whole
+from columns import letter, text, whole
 from extract import yes_no
 
 Pair = tuple[Row, Result]

@@ -20,7 +20,8 @@ from dataclasses import replace
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, grouped
-from choices import inferred, inferred_judged, inferred_prompt, letter, listed, text
+from choices import inferred, inferred_judged, inferred_prompt, listed
+from columns import letter, text
 from common.errors import SightRLError
 from extract import FAILED, MARKS, REFUSALS
 

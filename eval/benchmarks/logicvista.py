@@ -17,8 +17,7 @@ import re
 from collections.abc import Sequence
 
 from benchmark import Benchmark, Line, Result, Row, cell, judged, mean_line
-from common.rewards import block, last_boxed
-from extract import reasoning_score
+from extract import OWN_RULE, final_answer, reasoning_score
 
 SKILLS = ("inductive", "deductive", "numerical", "spatial", "mechanical")
 
@@ -55,8 +54,7 @@ def listed(text: str) -> list[str] | None:
 
 def local(row: Row, response: str) -> bool:
     """Our own rule: the letters of the <answer> block, else of the last box, else of the response, as a set."""
-    blocks = (block(response, "answer"), last_boxed(response))
-    letters = listed(next((text for text in blocks if text is not None), response))
+    letters = listed(final_answer(response))
     return letters is not None and set(letters) == set(gold(row))
 
 
@@ -107,7 +105,7 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
             lines.append(mean_line(f"skill: {skill}", picked))
     if scoring != "lmms-eval":
         rule = [float(result.parts.get("local", 0.0)) for result in results]
-        lines.append(mean_line("own rule without a judge (not an official score)", rule))
+        lines.append(mean_line(OWN_RULE, rule))
     return lines
 
 

@@ -21,8 +21,7 @@ from typing import Any
 from benchmark import Benchmark, Line, Result, Row, cell, clustered_line, grouped, judged
 from common.errors import SightRLError
 from common.maths import grade_answer
-from common.rewards import block, last_boxed
-from extract import can_infer
+from extract import OWN_RULE, can_infer, final_answer
 
 VERSIONS = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
 TEXT_ONLY = "Text Only"
@@ -76,9 +75,7 @@ def options_in(question: str) -> dict[str, str]:
 
 def local(row: Row, response: str) -> bool:
     """Our own rule: <answer> block, else last box, else the response; a letter by C1, a value by grade_answer."""
-    blocks = (block(response, "answer"), last_boxed(response))
-    answer = next((text for text in blocks if text is not None), response)
-    truth = cell(row, "answer", str)
+    answer, truth = final_answer(response), cell(row, "answer", str)
     if by_letter(row):
         return can_infer(answer, options_in(str(row.get("question_for_eval") or row.get("question") or ""))) == truth
     return grade_answer(answer, truth)
@@ -147,7 +144,7 @@ def summarise(rows: Sequence[Row], results: Sequence[Result], scoring: str) -> l
         groups = grouped(told, lambda i, column=column: str(rows[i]["metadata"][column]))
         lines += [line(f"{column}: {name}", picked) for name, picked in groups.items()]
     rule = [float(result.parts.get("local", 0.0)) for result in results]
-    return [*lines, line("own rule without a judge (not an official score)", seen, rule)]
+    return [*lines, line(OWN_RULE, seen, rule)]
 
 
 def mathverse(title: str, config: str, size: int, reference: tuple[tuple[str, str, str], ...] = ()) -> Benchmark:

@@ -17,10 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmark import Benchmark, Line, Result, Row, cell, judged, lines_by
 from choices import lettered, listed
+from columns import entries
 from common.errors import SightRLError
 from common.maths import MAX_EXPRESSION, THOUSANDS, Expression, latex_to_plain
 from extract import can_infer, stated_answer
@@ -50,7 +49,7 @@ def prompt(row: Row, scoring: str) -> str:
 
 def choices(row: Row) -> dict[str, str]:
     """letter -> option; {} for a question without options."""
-    options = [str(option) for option in cell(row, "options", list, tuple, np.ndarray)]
+    options = [str(option) for option in entries(row, "options")]
     letters = lettered(options) if options else {}
     if letters and str(cell(row, "answer")) not in letters:
         raise SightRLError("column answer must be the letter of one of the options; take the published files.")

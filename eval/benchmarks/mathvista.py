@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, cell, mean_line
 from choices import lettered
+from columns import entries
 from common.errors import SightRLError
 from common.overlap import edit_distance
 from extract import can_infer
@@ -61,7 +62,7 @@ def choices(row: Row) -> list[str]:
     if cell(row, "question_type", str) != "multi_choice":
         cell(row, "answer_type", str)
         return []
-    options = [str(option) for option in cell(row, "choices", list, tuple, np.ndarray)]
+    options = [str(option) for option in entries(row, "choices")]
     if cell(row, "answer", str) not in options or len(options) > 26:
         raise SightRLError("column answer must be the text of one of at most 26 choices; take the published files.")
     return options

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmark import Benchmark, Line, Result, Row, Video, grouped, macro_line, mean_line
-from choices import literal, text
+from columns import literal, text
 from common.errors import SightRLError
 from megabench_metrics import CONTEXT, METRICS, field_score
 from megabench_parse import answer_text, json_fields, json_value, unquoted

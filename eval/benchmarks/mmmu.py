@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmark import Benchmark, Line, Result, Row, fixed_random, mean_line, scores_by
-from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, listed, literal, text, texts
+from choices import inferred, inferred_judged, inferred_prompt, lettered, listed
+from columns import letter, literal, text, texts
 from common.errors import SightRLError
 from extract import mmmu_letter
 

@@ -14,7 +14,8 @@ import re
 from collections.abc import Sequence
 
 from benchmark import Benchmark, Line, Result, Row, grouped, macro_line, mean_line, scores_by
-from choices import inferred, inferred_judged, inferred_prompt, letter, text
+from choices import inferred, inferred_judged, inferred_prompt
+from columns import letter, text
 from common.errors import SightRLError
 from extract import extract_letter
 

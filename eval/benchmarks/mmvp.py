@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 
 from benchmark import Benchmark, Line, Result, Row, grouped, judged, mean_line
-from choices import inferred, inferred_judged, inferred_prompt, letter, lettered, listed, text, whole
+from choices import inferred, inferred_judged, inferred_prompt, lettered, listed
+from columns import letter, text, whole
 from common.errors import SightRLError
 
 FORMAT = "Answer with the letter of the right option and nothing else."

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, cell, grouped
-from boxes import DECIMAL, THRESHOLDS, boxes_cell, iou_table, list_of, picture_size, texts_cell
+from boxes import DECIMAL, THRESHOLDS, iou_table
+from columns import boxes_cell, list_of, picture_size, texts_cell
 from common.detection import Query, coco_map
 from common.errors import SightRLError
 

@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, mean_line, scores_by
-from boxes import BETWEEN, DECIMAL, box_cell, finite, iou_lines, iou_table, picture_size, texts_cell
-from choices import text
+from boxes import BETWEEN, DECIMAL, finite, iou_lines, iou_table
+from columns import box_cell, picture_size, text, texts_cell
 from common.errors import SightRLError
-from common.rewards import Box, iou
+from common.rewards import Box, block, iou
 
 ZERO = (0.0, 0.0, 0.0, 0.0)  # what evaluators go on with where there is no box
 
@@ -172,10 +172,9 @@ CORNERS = re.compile(r"\(\s*+(\d++)\s*+,\s*+(\d++)\s*+\)\s*+,\s*+\(\s*+(\d++)\s*
 
 def vlm_r1_box(response: str) -> Box:
     """The last [a, b, c, d] of whole numbers between the first { and the last } of the first <answer> block."""
-    _, opened, rest = response.partition("<answer>")
-    answer, closed, _ = rest.partition("</answer>")
+    answer = block(response, "answer") or ""
     start, end = answer.find("{"), answer.rfind("}")
-    found = WHOLE_SQUARE.findall(answer, start + 1, end) if opened and closed and start >= 0 else []
+    found = WHOLE_SQUARE.findall(answer, start + 1, end) if start >= 0 else []
     return tuple(map(float, found[-1])) if found else ZERO
 
 

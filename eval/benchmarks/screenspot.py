@@ -18,8 +18,8 @@ import re
 from collections.abc import Sequence
 
 from benchmark import Benchmark, Line, Result, Row, lines_by, macro_line, mean_line, scores_by
-from boxes import BETWEEN, box_cell, finite, iou_lines, picture_size
-from choices import text
+from boxes import BETWEEN, finite, iou_lines
+from columns import box_cell, picture_size, text
 from common.rewards import iou
 
 Point = tuple[float, float]

@@ -17,8 +17,7 @@ from statistics import fmean
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, scores_by
-from boxes import texts_cell
-from choices import text
+from columns import text, texts_cell
 from extract import without_punctuation
 
 # ---------------------------------------------------------------- TextVQA

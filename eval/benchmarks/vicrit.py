@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmark import Benchmark, Line, Result, Row, cell, grouped, mean_line
-from common.captions import names_error, phrase_text, released_answer, released_correct
 from common.errors import SightRLError
+from common.tasks.captions import names_error, phrase_text, released_answer, released_correct
 
 SMALLEST = 28  # pixels; the released script leaves out pictures with a smaller side
 

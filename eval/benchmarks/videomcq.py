@@ -32,7 +32,8 @@ from benchmark import (
     judged,
     mean_line,
 )
-from choices import letter, listed
+from choices import listed
+from columns import entries, letter
 from common.errors import SightRLError
 from extract import extract_letter
 
@@ -54,7 +55,7 @@ def ask(row: Row, options: str, letters: str) -> str:
 
 
 def videomme_prompt(row: Row, scoring: str) -> str:
-    return ask(row, "\n".join(map(str, cell(row, "options", list, tuple, np.ndarray))), "A, B, C or D")
+    return ask(row, "\n".join(map(str, entries(row, "options"))), "A, B, C or D")
 
 
 def long_prompt(row: Row, scoring: str) -> str:

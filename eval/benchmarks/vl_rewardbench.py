@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmark import Benchmark, Line, Result, Row, bootstrap, cell, fixed_random, judged, mean_line
+from columns import entries
 from common.errors import SightRLError
 
 SOURCES = {"RLAIF": "rlaif-v", "RLHF": "rlhf-v", "mathverse": "reasoning_tasks", "mmmu": "reasoning_tasks",
@@ -37,7 +38,7 @@ NAMES = ("general", "hallucination", "reasoning")
 
 
 def answers(row: Row) -> tuple[str, str]:
-    both = cell(row, "response", list, tuple, np.ndarray)
+    both = entries(row, "response")
     if len(both) != 2:
         raise SightRLError(f"column response holds {len(both)} answers; it must be a list of two.")
     return str(both[0]), str(both[1])
@@ -45,7 +46,7 @@ def answers(row: Row) -> tuple[str, str]:
 
 def ranking(row: Row) -> list[int]:
     """[0, 1]: the first answer is preferred; [1, 0]: the second."""
-    ranks = list(cell(row, "human_ranking", list, tuple, np.ndarray))
+    ranks = entries(row, "human_ranking")
     if sorted(map(str, ranks)) != ["0", "1"]:
         raise SightRLError(f"column human_ranking holds {str(ranks)[:60]}; it must be [0, 1] or [1, 0].")
     return [int(rank) for rank in ranks]

@@ -15,7 +15,8 @@ import json
 import re
 
 from benchmark import Benchmark, Result, Row, by
-from choices import inferred, inferred_judged, inferred_prompt, letter, listed, text
+from choices import inferred, inferred_judged, inferred_prompt, listed
+from columns import letter, text
 from common.errors import SightRLError
 
 MARK = re.compile(r"\(([A-D])\)")

@@ -22,11 +22,12 @@ import megabench_parse
 from benchmark import Benchmark, Result, Row
 from benchmarks import detection as detection_bench
 from benchmarks import vicrit as vicrit_bench
-from common import box_frame, captions, corrupt, detection, facts, maths, overlap, puzzles, rewards, training
+from common import box_frame, detection, maths, overlap, rewards, training
 from common.data import Sample
 from common.errors import printable
-from common.judge import harmless
-from common.perception import perception_question
+from common.tasks import captions, corrupt, facts, puzzles
+from common.tasks.perception import perception_question
+from common.vlm import harmless
 from common.world import entails, habits, score_tiny_vlm, taught, world_sample
 from common.world.facts import facts_of, stated
 from methods import pearl, perception_r1, ssl4rl, vicrit, vision_sr1, visionary_r1, visual_rft, visurf

@@ -119,7 +119,7 @@ TRUSTED = {  # functions of such a parameter whose text no model writes
     "common/readers/tables.py:whole_characters": "data, see test_datasets.py",
     "common/readers/tables.py:no_special_token": "data, see test_datasets.py",
     "common/sandbox.py:complain": "a message",
-    "common/world/taught.py:compared": "lessons made here", "eval/bench_step.py:write": "a table made here",
+    "common/world/taught.py:compared": "lessons made here", "eval/steps.py:write": "a table made here",
 }  # fmt: skip
 
 

@@ -19,16 +19,17 @@ import pytest
 import test_report
 from rich.console import Console
 
+import figures
 import held_out
-import outcomes
 import summary
 from benchmark import Benchmark
 from common.charts import text
 from common.errors import SightRLError, main_guard
 from common.evaluation import Evaluation, print_table
 from common.plan import print_plan
+from common.progress import Display
 from common.report import write_report
-from common.run import Run, _Display
+from common.run import Run
 from methods import grpo
 from progress import Progress
 
@@ -211,7 +212,7 @@ def test_dollars_in_a_figure(tmp_path: Path) -> None:
     row = {"tasks": {name: {"base": score, "final": score} for name in names}, "own": None,
            "effects": {"$\\no{$": {"before": score, "after": score}},
            "curve": {"tokens": [1, 2], "accuracy": [0.1, 0.2], "low": [0, 0], "high": [1, 1]}}  # fmt: skip
-    outcomes.plot({"method": names[0], "methods": {names[0]: row, "mine --prompt $\\x{": row}}, tmp_path / "x.png")
+    figures.comparison({"method": names[0], "methods": {names[0]: row, "mine --prompt $\\x{": row}}, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 1000
 
 
@@ -246,7 +247,7 @@ def test_options_in_the_plan(terminal: Console) -> None:
 
 
 def test_lines_of_a_run(terminal: Console, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    display = _Display("toy", 0, 3)
+    display = Display("toy", 0, 3)
     display.live, display.console = object(), terminal
     run = Run(test_report.Args(out=str(tmp_path)), "toy", 3)
     for line in SAID:

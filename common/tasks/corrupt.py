@@ -14,7 +14,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
-from common.captions import EDGES, words
+from common.tasks.captions import EDGES, words
 
 # Words that look or mean nearly the same without being synonyms, in groups; within a group any may replace any.
 NEAR = {
@@ -30,12 +30,11 @@ NEAR = {
     "condition": "open closed, wet dry, empty full, clean dirty, old new, sunny cloudy, broken intact, lit unlit, "
                  "smooth rough, bare leafy, standing sitting, smiling frowning",
     "object": "man woman, boy girl, men women, dog cat fox, horse cow donkey, sheep goat, "
-              "duck goose swan, lion tiger, "
-              "car truck van bus, bicycle motorcycle scooter, boat ship canoe, train tram, chair stool bench sofa, "
-              "table desk shelf, cup mug bowl, fork spoon, bottle jar, apple pear peach, "
-              "lemon lime, banana cucumber, shirt jacket sweater, hat cap helmet, shoe boot sandal, skirt dress, "
-              "scarf tie, glove sock, window door, roof wall fence, tree bush, tulip daisy, river lake pond, hill "
-              "mountain, road path bridge, lamp candle, book magazine, phone camera, laptop tablet, "
+              "duck goose swan, lion tiger, car truck van bus, bicycle motorcycle scooter, boat ship canoe, train "
+              "tram, chair stool bench sofa, table desk shelf, cup mug bowl, fork spoon, bottle jar, apple pear "
+              "peach, lemon lime, banana cucumber, shirt jacket sweater, hat cap helmet, shoe boot sandal, skirt "
+              "dress, scarf tie, glove sock, window door, roof wall fence, tree bush, tulip daisy, river lake pond, "
+              "hill mountain, road path bridge, lamp candle, book magazine, phone camera, laptop tablet, "
               "guitar violin, kite balloon, umbrella tent, box bag basket, pillow blanket, eagle hawk owl",
 }  # fmt: skip
 COUNTS = words("two three four five six seven eight nine ten eleven twelve")

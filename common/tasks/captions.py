@@ -16,8 +16,8 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from common.data import Sample, bad_row
-from common.errors import SightRLError
+from common.data import Sample
+from common.errors import SightRLError, bad_row
 from common.maths import unwrap_text
 
 EDGES = string.punctuation + "“”‘’«»…—–"  # stripped off words before they are compared
@@ -148,7 +148,7 @@ def error_in(sample: Sample, known: Set[str] = frozenset()) -> dict[str, Any] | 
         made = wrong_caption(meta["things"], rng)
         return made | {"start": changed_span(words(made["original"]), words(made["caption"]))[0]}
     if not (wrong := phrase_text(meta.get("changed_noun_phrases"))):
-        from common.corrupt import corrupt
+        from common.tasks.corrupt import corrupt
 
         return corrupt(caption_of(sample), rng, known)
     right, caption = phrase_text(meta.get("original_noun_phrases")), str(meta.get("changed_caption") or sample.question)
