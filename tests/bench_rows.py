@@ -6,11 +6,11 @@ Functions make a row of what matters to a test; pictures are PIL images. files()
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
 
+from helpers import encoded, write_lines
 from PIL import Image
 
 Row = dict[str, Any]
@@ -18,12 +18,6 @@ Row = dict[str, Any]
 
 def picture(width: int = 56, height: int = 56, colour: str = "red") -> Image.Image:
     return Image.new("RGB", (width, height), colour)
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
 
 
 def base64_of(image: Image.Image) -> str:
@@ -230,6 +224,8 @@ def published(folder: Path, files: dict[str, Any]) -> None:
             content[0].save(path, save_all=True, append_images=content[1:], duration=500)
         elif path.suffix == ".parquet":
             parquet(path, content)
+        elif path.suffix == ".jsonl":
+            write_lines(path, content)
         else:
             path.write_text(text_of(path.suffix, content), encoding="utf-8")
 
@@ -237,8 +233,6 @@ def published(folder: Path, files: dict[str, Any]) -> None:
 def text_of(ending: str, content: Any) -> str:
     if ending == ".json":
         return json.dumps(content)
-    if ending == ".jsonl":
-        return "".join(json.dumps(row) + "\n" for row in content)
     if ending == ".tsv":
         return "".join("\t".join(map(str, cells)) + "\n" for cells in [content[0], *(row.values() for row in content)])
     return content

@@ -14,10 +14,10 @@ import os
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import torch
+from helpers import coin
 
 import common.rewards
 import common.training
@@ -59,8 +59,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def main(jobs: list) -> None:
-    # A random model is never right; a grade that depends on the text alone gives the groups some spread.
-    common.rewards.accuracy = lambda text, sample: zlib.crc32(text.encode()) // 2 % 2
+    common.rewards.accuracy = coin
     torch.set_num_threads(1)
     models = remember_model()
     for name, options in jobs:

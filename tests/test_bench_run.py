@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import tyro
+from helpers import encoded, sentence_of, write_lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -77,12 +78,6 @@ def picture(number: int = 0, size: tuple[int, int] = (56, 56)) -> Image.Image:
     return image
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
 def row(number: int, **more) -> dict:
     return {"name": f"q{number}", "question": f"How many stars are there? {number}", "answer": str(number % 5),
             "kind": "ab"[number % 2], "image": f"p{number % 4}.png", **more}  # fmt: skip
@@ -99,30 +94,12 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def write_lines(path: Path, values: list) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(value) + "\n" for value in values))
-    return path
-
-
 def evaluate(*words: str) -> None:
     run.main(run.parse([*words]))
 
 
-OPTIONS = (
-    "--benchmarks",
-    "fake.py",
-    "--data",
-    "rows.jsonl",
-    "--out",
-    "out",
-    "--batch",
-    "3",
-    "--k",
-    "2",
-    "--prompt",
-    THINK,
-)
+OPTIONS = ("--benchmarks", "fake.py", "--data", "rows.jsonl", "--out", "out", "--batch", "3", "--k", "2",
+           "--prompt", THINK)  # fmt: skip
 
 
 def written(folder: Path | str) -> dict[str, bytes]:
@@ -144,15 +121,6 @@ def fake(tmp_path: Path, **changes) -> Benchmark:
     if not (tmp_path / "fake.py").exists():
         (tmp_path / "fake.py").write_text(FAKE)
     return replace(scoring.load_module(tmp_path / "fake.py").BENCHMARKS["fake"], **changes)
-
-
-def message(function, *args) -> str:
-    """The one sentence with which the call fails."""
-    with pytest.raises(SightRLError) as caught:
-        function(*args)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".")
-    return text
 
 
 # ---------------------------------------------------------------- a whole run of the tiny VLM
@@ -192,10 +160,10 @@ def test_a_killed_run_ends_with_the_same_bytes(place, capsys):
     changes = ((("--k", "3"), "k (2, now 3)"), (("--seed", "5"), "seed (0, now 5)"), (("--limit", "4"), "limit"),
                (("--prompt", "{question}"), "prompt ("), (("--scoring", "lmms-eval"), "scoring"))  # fmt: skip
     for words, what in changes:
-        text = message(evaluate, *OPTIONS, "--run-name", "killed", *words)
+        text = sentence_of(evaluate, *OPTIONS, "--run-name", "killed", *words)
         assert f"out/killed/fake was begun with another {what}" in text and "--run-name" in text
     write_lines(place / "rows.jsonl", [row(number, answer="3") for number in range(8)])
-    assert "another content of the data;" in message(evaluate, *OPTIONS, "--run-name", "killed")
+    assert "another content of the data;" in sentence_of(evaluate, *OPTIONS, "--run-name", "killed")
     assert written("out/killed") == whole and json.loads(Path("out/killed/options.json").read_text())["k"] == 2
 
 
@@ -263,15 +231,15 @@ def test_greedy_by_default_and_a_second_writer_is_refused(place, monkeypatch):
     assert "pass@" not in table("out/a")
     path = Path("out/a/fake/predictions.jsonl")
     with asking.opened_alone(path):
-        assert "another run is writing out/a/fake/predictions.jsonl" in message(evaluate, *words)
+        assert "another run is writing out/a/fake/predictions.jsonl" in sentence_of(evaluate, *words)
     path.write_bytes(path.read_bytes().replace(b'"id": "q1"', b'"id": "q2"'))
-    assert "line 3 holds the row 'q2', which does not belong there" in message(evaluate, *words)
+    assert "line 3 holds the row 'q2', which does not belong there" in sentence_of(evaluate, *words)
     path.write_bytes(b"{}\n" + path.read_bytes())
-    assert "line 1 is damaged" in message(evaluate, *words)
+    assert "line 1 is damaged" in sentence_of(evaluate, *words)
     Path("out/a/fake/settings.json").write_text("[")
-    assert "settings.json is damaged" in message(evaluate, *words)
+    assert "settings.json is damaged" in sentence_of(evaluate, *words)
     Path("out/a/fake/settings.json").unlink()
-    assert "no settings.json" in message(evaluate, *words)
+    assert "no settings.json" in sentence_of(evaluate, *words)
     path.unlink()
     evaluate(*words, "--seed", "7")  # nothing was answered, so that anything may change
 
@@ -280,7 +248,7 @@ def test_greedy_by_default_and_a_second_writer_is_refused(place, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(asking, "opened_alone", lambda path: Full())
-    text = message(evaluate, *words[:-1], "full")
+    text = sentence_of(evaluate, *words[:-1], "full")
     assert "out/full/fake/predictions.jsonl" in text and "the disk is full" in text
 
 
@@ -294,7 +262,7 @@ def test_one_failing_benchmark_does_not_stop_the_others(place, monkeypatch, caps
         (place / name).mkdir()
         (place / name / "table.md").write_text(f"the table of {name}")
     work = [("a", fails), ("b", lambda: found), ("c", lambda: found | {"benchmark": "c"})]
-    assert "1 of 3 benchmarks failed as said above: a." in message(tasks.report, work, place)
+    assert "1 of 3 benchmarks failed as said above: a." in sentence_of(tasks.report, work, place)
     shown = capsys.readouterr()
     assert "error: a: rows.jsonl row 3" in shown.err and "the table of b" in shown.out
     assert "| c | m | official | 50.0 [40.0, 60.0] | 5 |" in (place / "table.md").read_text()
@@ -338,23 +306,24 @@ def test_names_are_parted_at_blanks_and_commas(words, names):
 
 
 def test_names_and_places_that_mean_nothing(place, capsys):
-    assert "there is no benchmark 'nothing'; there are world" in message(run.choose, ["nothing"])
-    assert "'charades'; did you mean charades_sta or chartqa? --list shows all." in message(run.choose, ["charades"])
-    assert "there is no benchmark 'fake.py:other'" in message(run.choose, ["fake.py:other"])
-    assert "gone.py cannot be used (FileNotFoundError" in message(run.choose, ["gone.py"])
+    assert "there is no benchmark 'nothing'; there are world" in sentence_of(run.choose, ["nothing"])
+    near = sentence_of(run.choose, ["charades"])
+    assert "'charades'; did you mean charades_sta or chartqa? --list shows all." in near
+    assert "there is no benchmark 'fake.py:other'" in sentence_of(run.choose, ["fake.py:other"])
+    assert "gone.py cannot be used (FileNotFoundError" in sentence_of(run.choose, ["gone.py"])
     chosen, forms = run.choose(["fake.py", "world", "jsonl:a.jsonl,b"])
     assert list(chosen) == ["fake"] and forms == ["world", "jsonl:a.jsonl,b"]
-    assert run.names_in((" a , b",)) == ["a", "b"] and "--list" in message(run.names_in, (",",))
+    assert run.names_in((" a , b",)) == ["a", "b"] and "--list" in sentence_of(run.names_in, (",",))
     assert tasks.places_of(["a"], ("x=y.tsv",)) == {"a": "x=y.tsv"}  # a name with an equals sign
     assert tasks.places_of(["a", "b"], ("b=x=y.tsv", "a=hf:z")) == {"b": "x=y.tsv", "a": "hf:z"}
-    assert "write NAME=rows.tsv" in message(tasks.places_of, ["a", "b"], ("rows.tsv",))
+    assert "write NAME=rows.tsv" in sentence_of(tasks.places_of, ["a", "b"], ("rows.tsv",))
     for words in (("--k", "0"), ("--limit", "-1"), ("--frames", "0"), ("--batch", "0"), ("--top-p", "0"),
                   ("--temperature", "-1"), ("--temperature", "nan"), ("--prompt", "no mark")):  # fmt: skip
-        assert words[0] in message(evaluate, *words)
-    assert "no run is there" in message(run.parse, ["--resume", "nowhere"])
-    assert "fake has no 'vlmevalkit' scoring; it has official, lmms-eval." in message(
+        assert words[0] in sentence_of(evaluate, *words)
+    assert "no run is there" in sentence_of(run.parse, ["--resume", "nowhere"])
+    assert "fake has no 'vlmevalkit' scoring; it has official, lmms-eval." in sentence_of(
         evaluate, *OPTIONS, "--scoring", "vlmevalkit")  # fmt: skip
-    assert "needs one benchmark" in message(evaluate, "--predictions", "x.jsonl", "--benchmarks", "world")
+    assert "needs one benchmark" in sentence_of(evaluate, "--predictions", "x.jsonl", "--benchmarks", "world")
 
 
 def blocks(kind: str) -> str:
@@ -444,7 +413,7 @@ def test_a_folder_as_downloaded(tmp_path):
     assert len(source) == 5 and "other.parquet row 1" in source.where(0)
     (folder / "README.md").write_text("---\n: : no yaml [\n---")
     wrong = fake(tmp_path, split="validation")
-    assert "has no file of the split 'validation' (it holds " in message(rows.open_rows, "fake", wrong, str(folder))
+    assert "has no file of the split 'validation' (it holds " in sentence_of(rows.open_rows, "fake", wrong, str(folder))
     text = fake(tmp_path, split="text_only")  # a word of a name, where no name is the split's
     assert "testmini_text_only.parquet" in rows.open_rows("fake", text, str(folder)).where(0)
 
@@ -463,9 +432,9 @@ def test_text_tables_with_base64_pictures(tmp_path):
     assert [source.pictures(part, "w", 1)[0][0].size for part in [first["image"], *third["image"]]] == [(300, 200)] * 3
     assert rows.light(first["image"]) is None and rows.light("word " * 1000) == "word " * 1000
     path.write_text("index\tanswer\n1\t2\t3\n")
-    assert "row 1 has more cells" in message(rows.open_rows, "fake", fake(tmp_path), str(path))
+    assert "row 1 has more cells" in sentence_of(rows.open_rows, "fake", fake(tmp_path), str(path))
     path.write_bytes(b"index\tanswer\n1\t\xff\xfe\n")
-    assert "cannot be read as tsv" in message(rows.open_rows, "fake", fake(tmp_path), str(path))
+    assert "cannot be read as tsv" in sentence_of(rows.open_rows, "fake", fake(tmp_path), str(path))
 
 
 @pytest.mark.parametrize("form", ["list", "dictionary", "lines", "saved"])
@@ -491,7 +460,7 @@ def test_a_source_of_two_splits_and_one_elsewhere(tmp_path):
         write_lines(tmp_path / "data" / f"{split}.jsonl", [row(0, name=split)])
     source = rows.open_rows("fake", fake(tmp_path, split="image+non_image"), str(tmp_path / "data"))
     assert [source[n]["name"] for n in range(len(source))] == ["image", "non_image"]
-    text = message(rows.open_rows, "fake", fake(tmp_path, source="github:Some/Code"))
+    text = sentence_of(rows.open_rows, "fake", fake(tmp_path, source="github:Some/Code"))
     assert "published at https://github.com/Some/Code; fetch them and give --data fake=PATH" in text
 
 
@@ -504,21 +473,21 @@ def test_a_layout_of_its_own(tmp_path):
 def test_absent_data_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    text = message(rows.open_rows, "fake", fake(tmp_path, source="hf:nobody/no-such-set,mini"))
+    text = sentence_of(rows.open_rows, "fake", fake(tmp_path, source="hf:nobody/no-such-set,mini"))
     assert "hf download --repo-type dataset nobody/no-such-set --local-dir no-such-set and give --data " in text
     assert "fake=no-such-set" in text
     folder = tmp_path / "snapshot"
     hub_parquet(folder / "test.parquet")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(folder))
     assert len(rows.open_rows("fake", fake(tmp_path, source="hf:nobody/no-such-set"))) == 5  # what hf download cached
-    assert "gone.tsv does not exist" in message(rows.open_rows, "fake", fake(tmp_path), "gone.tsv")
+    assert "gone.tsv does not exist" in sentence_of(rows.open_rows, "fake", fake(tmp_path), "gone.tsv")
     (tmp_path / "empty.jsonl").write_text("\n")
-    assert "has no rows for fake" in message(rows.open_rows, "fake", fake(tmp_path), str(tmp_path / "empty.jsonl"))
+    assert "has no rows for fake" in sentence_of(rows.open_rows, "fake", fake(tmp_path), str(tmp_path / "empty.jsonl"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    text = message(rows.open_rows, "fake", fake(tmp_path), str(tmp_path / "broken.parquet"))
+    text = sentence_of(rows.open_rows, "fake", fake(tmp_path), str(tmp_path / "broken.parquet"))
     assert "cannot be read as parquet" in text
     (tmp_path / "x.bin").write_bytes(b"")
-    assert "has the ending '.bin', and known are .csv" in message(
+    assert "has the ending '.bin', and known are .csv" in sentence_of(
         rows.open_rows, "fake", fake(tmp_path), str(tmp_path / "x.bin")
     )
 
@@ -528,7 +497,7 @@ def test_a_damaged_part_of_a_file(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:200] + b"\xff" * 400 + data[600:])
     source = rows.open_rows("fake", fake(tmp_path), str(path))
-    assert "test.parquet row 1 cannot be read" in message(source.__getitem__, 0)
+    assert "test.parquet row 1 cannot be read" in sentence_of(source.__getitem__, 0)
 
 
 BAD = {
@@ -568,7 +537,7 @@ def test_a_bad_row_stops_with_its_number_or_is_left_out(place, kind):
                 skipped.append(str(error))
         return made, skipped
 
-    text = message(go, "stop")
+    text = sentence_of(go, "stop")
     assert "bad.jsonl row 2" in text and problem in text
     assert go("skip") == (["q1", "q2"], [text])
 
@@ -580,7 +549,7 @@ def test_rows_that_cannot_be_asked_are_counted(place):
     half = [row(number, image="half.png") for number in (2, 6)]
     write_lines(place / "bad.jsonl", [row(1), half[0], row(3, answer=""), row(5), half[1]])
     words = ("--benchmarks", "fake.py", "--data", "bad.jsonl", "--out", "out", "--max-new-tokens", "8")
-    assert "row 3: the column 'answer' is empty" in message(evaluate, *words)
+    assert "row 3: the column 'answer' is empty" in sentence_of(evaluate, *words)
     evaluate(*words, "--bad-rows", "skip", "--batch", "2", "--run-name", "bad")
     found, lines = results("out/bad"), written("out/bad")["predictions.jsonl"].splitlines()
     assert found["rows"] == 2 and list(found["scores"]) == ["q1", "q5"]
@@ -589,8 +558,8 @@ def test_rows_that_cannot_be_asked_are_counted(place):
     assert [sorted(json.loads(line)) == ["id", "skipped"] for line in lines] == [False, False, True, True]
     assert "3 rows that cannot be used are left out; the first: bad.jsonl row 3" in table("out/bad")
     write_lines(place / "bad.jsonl", [row(2, image="half.png")])
-    assert "column 'image': the picture " in message(evaluate, *words)
-    text = message(evaluate, *words, "--bad-rows", "skip", "--run-name", "none")
+    assert "column 'image': the picture " in sentence_of(evaluate, *words)
+    text = sentence_of(evaluate, *words, "--bad-rows", "skip", "--run-name", "none")
     assert "no row of fake can be used; the first problem: bad.jsonl row 1 column 'image'" in text
 
 
@@ -650,7 +619,7 @@ def test_prompts_with_marks(place):
     [question] = asking.survey("fake", benchmark, source, "official", 1, "Look. {question}", "stop")[0]
     assert question.text == "Look. <image> and <image>"
     short = fake(place, prompt=lambda row, rule: "<image> and <image>")
-    assert "its prompt has 2 <image> marks for 1 pictures" in message(
+    assert "its prompt has 2 <image> marks for 1 pictures" in sentence_of(
         asking.survey, "fake", short, source, "official", 1, "{question}", "stop")  # fmt: skip
     groups = [asking.Question(n, None, str(n), {}, "", key, "") for n, key in enumerate("aabcbbbbbc")]
     assert [[q.number for q in batch] for batch in asking.plan(groups, 4)] == [[0, 1], [2, 4, 5, 6], [7, 8, 3, 9]]
@@ -673,19 +642,19 @@ def test_frames_of_folders_and_animations(tmp_path):
     assert [image.width - 60 for image in images] == [0, 2, 5, 8, 11] and seconds is None  # 9 before 10
     assert len(frames.sample_frames(tmp_path, 50)[0]) == 12
     (tmp_path / "none").mkdir()
-    assert "holds no pictures" in message(frames.sample_frames, tmp_path / "none", 5)
+    assert "holds no pictures" in sentence_of(frames.sample_frames, tmp_path / "none", 5)
     images, seconds = frames.sample_frames(gif(tmp_path / "a.gif"), 3)
     assert seconds == [0.0, 2.0, 4.5] and [image.mode for image in images] == ["RGB"] * 3
     assert images[0].getpixel((6, 12)) != images[2].getpixel((6, 12))
     (tmp_path / "b.gif").write_bytes(b"GIF89a")
-    assert "b.gif cannot be read" in message(frames.sample_frames, tmp_path / "b.gif", 3)
+    assert "b.gif cannot be read" in sentence_of(frames.sample_frames, tmp_path / "b.gif", 3)
 
 
 def test_video_files_need_pyav(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"no video")
     monkeypatch.setitem(sys.modules, "av", None)
-    text = message(frames.sample_frames, path, 4)
+    text = sentence_of(frames.sample_frames, path, 4)
     assert "pip install av" in text and f"ffmpeg -i {path} {tmp_path / 'clip'}/%06d.jpg" in text
     (tmp_path / "clip").mkdir()  # as the message says
     picture(1).save(tmp_path / "clip/000001.jpg")
@@ -709,7 +678,7 @@ def test_video_files_with_pyav(tmp_path):
     assert seconds == pytest.approx([0.0, 0.9, 1.9, 2.9, 3.9, 4.9], abs=0.05)
     assert [image.getpixel((30, 30))[0] for image in images] == pytest.approx([0, 45, 95, 145, 195, 245], abs=6)
     path.write_bytes(b"no video")
-    assert "clip.mp4 cannot be read" in message(frames.sample_frames, path, 4)
+    assert "clip.mp4 cannot be read" in sentence_of(frames.sample_frames, path, 4)
 
 
 def test_a_video_is_asked_as_its_frames(place):
@@ -725,11 +694,11 @@ def test_a_video_is_asked_as_its_frames(place):
     assert made == ("Before 0.0 s: <image>\n2.0 s: <image>\n4.5 s: <image>\n after?", 3, "be brief")
     (place / "media/still").mkdir()
     picture(0).save(place / "media/still/1.png")
-    assert "does not tell the seconds" in message(source.pictures, Video("still", True), "row 1", 3)
+    assert "does not tell the seconds" in sentence_of(source.pictures, Video("still", True), "row 1", 3)
     assert len(source.pictures(Video("still"), "row 1", 3)) == 1
-    assert "the video ../clip lies outside" in message(source.pictures, Video("../clip"), "row 1", 3)
-    assert "give its folder with --media" in message(source.pictures, Video("none"), "row 1", 3)
-    assert "--media nowhere is not a folder" in message(rows.open_rows, "fake", benchmark, "rows.jsonl", "nowhere")
+    assert "the video ../clip lies outside" in sentence_of(source.pictures, Video("../clip"), "row 1", 3)
+    assert "give its folder with --media" in sentence_of(source.pictures, Video("none"), "row 1", 3)
+    assert "--media nowhere is not a folder" in sentence_of(rows.open_rows, "fake", benchmark, "rows.jsonl", "nowhere")
 
 
 # ---------------------------------------------------------------- answers made elsewhere
@@ -813,7 +782,7 @@ def test_excel_tables(place, monkeypatch):
     found = score_with(place / "kit.xlsx")
     assert found["scores"] == {"q0": [1.0], "q1": [0.0], "q2": [0.0]} and found["undecided"] == pytest.approx(2 / 3)
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    assert "run pip install openpyxl, or save the table as TSV" in message(score_with, place / "kit.xlsx")
+    assert "run pip install openpyxl, or save the table as TSV" in sentence_of(score_with, place / "kit.xlsx")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openpyxl") is None, reason="needs openpyxl")
@@ -859,20 +828,20 @@ def test_predictions_that_cannot_be_used(place, kind):
     path.write_text(values) if isinstance(values, str) else write_lines(path, values)
     write_lines(place / "rows.jsonl", [row(n) | ({"index": n} if kind == "same index" else {}) for n in range(8)])
     data = () if kind == "no answer" else ("--data", "rows.jsonl")
-    assert problem in message(score_with, path, *data)
+    assert problem in sentence_of(score_with, path, *data)
 
 
 def test_files_that_are_no_predictions(place, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "is no file" in message(score_with, place / "gone.jsonl")
+    assert "is no file" in sentence_of(score_with, place / "gone.jsonl")
     (place / "kit.pkl").write_bytes(b"")
-    assert "is a pickle, which can hold code" in message(score_with, place / "kit.pkl")
-    text = message(score_with, write_lines(place / "bare.jsonl", [{"index": 0, "prediction": "a"}]))
+    assert "is a pickle, which can hold code" in sentence_of(score_with, place / "kit.pkl")
+    text = sentence_of(score_with, write_lines(place / "bare.jsonl", [{"index": 0, "prediction": "a"}]))
     assert "has no column 'question'" in text and "hf download --repo-type dataset nobody/fake" in text
     (place / "out/scored/fake").mkdir(parents=True, exist_ok=True)
     (place / "out/scored/fake/predictions.jsonl").write_text("")
-    assert "holds the answers of a model" in message(score_with, forms(place)["kit.tsv"])
+    assert "holds the answers of a model" in sentence_of(score_with, forms(place)["kit.tsv"])
 
 
 def test_bad_rows_of_predictions_are_left_out(place):
@@ -939,7 +908,7 @@ def written_without_predictions() -> list[bytes]:
 
 def test_a_wrong_judge_and_a_benchmark_without_one(place):
     path = forms(place)["kit.tsv"]
-    assert "the judge 'nobody' is not understood" in message(score_with, path, "--judge", "nobody")
+    assert "the judge 'nobody' is not understood" in sentence_of(score_with, path, "--judge", "nobody")
     silent = fake(place, judge_score=None)
     answered = [scoring.Answered("a", {}, ["x"], [Result(0.0, undecided=True)], "row 1", [])]
     same, count = scoring.ask_judge(silent, answered, "official", None)
@@ -966,14 +935,14 @@ def test_tables_of_several_answers(tmp_path):
     assert mean["interval"] == mean_line("", [0.5, 0.0, 1.0, 0.5]).interval
     assert (squared["value"], squared["pass@k"], squared["interval"]) == (25.0, 56.25, (1.0, 2.0))
     broken = fake(tmp_path, summarise=lambda *_: 1 / 0)
-    assert "fake, 4 rows: the benchmark's file stumbles over it (ZeroDivisionError" in message(
+    assert "fake, 4 rows: the benchmark's file stumbles over it (ZeroDivisionError" in sentence_of(
         scoring.lines, "fake", broken, answered, "official")  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, float("nan")])
 def test_scores_beyond_0_to_1_are_refused(tmp_path, value):
     benchmark = fake(tmp_path, score=lambda row, response, rule: Result(value))
-    assert "is not 0 to 1" in message(scoring.score, benchmark, {}, "", "official", "row 1")
+    assert "is not 0 to 1" in sentence_of(scoring.score, benchmark, {}, "", "official", "row 1")
 
 
 def test_two_runs_are_compared_row_by_row(place):
@@ -990,11 +959,11 @@ def test_two_runs_are_compared_row_by_row(place):
     assert "fake: only 5 of 8 and 5 rows are in both." in summary.compare_runs(Path("out/one/fake"), Path("out/part"))
     evaluate("--predictions", "one.jsonl", "--benchmarks", "fake.py", "--out", "out", "--run-name", "lmms",
              "--scoring", "lmms-eval")  # fmt: skip
-    assert "score both alike" in message(summary.compare_runs, Path("out/one"), Path("out/lmms"))
+    assert "score both alike" in sentence_of(summary.compare_runs, Path("out/one"), Path("out/lmms"))
     (place / "empty").mkdir()
-    assert "holds no results.json" in message(summary.compare_runs, Path("out/one"), place / "empty")
+    assert "holds no results.json" in sentence_of(summary.compare_runs, Path("out/one"), place / "empty")
     (place / "empty/results.json").write_text("{}")
-    assert "is not what this program wrote" in message(summary.compare_runs, Path("out/one"), place / "empty")
+    assert "is not what this program wrote" in sentence_of(summary.compare_runs, Path("out/one"), place / "empty")
     changed = summary.differences(
         "fake", {"settings": {"frames": 8, "k": 1}}, {"settings": {"frames": 16, "k": 1}}, (1, 1, 1)
     )
@@ -1058,5 +1027,5 @@ def test_other_files_of_rows(tmp_path):
     (tmp_path / "a.csv").write_text('question,answer\n"a, b",\n')
     assert files.read_file(tmp_path / "a.csv") == [{"question": "a, b", "answer": None}]
     (tmp_path / "a.json").write_text("3")
-    assert "holds no list of rows" in message(files.read_file, tmp_path / "a.json")
+    assert "holds no list of rows" in sentence_of(files.read_file, tmp_path / "a.json")
     assert judged(Result(0.0, undecided=True), True).score == 1.0 and lines_by([], [])[0].count == 0

@@ -11,10 +11,8 @@ import json
 import os
 import re
 import signal
-import socket
 import threading
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,9 @@ import numpy as np
 import pytest
 import torch
 from engine_helpers import FAMILIES, make_vlm, mixed_prompts, picture, random_responses
+from helpers import coin as toss
+from helpers import free_port, jsonl, read_lines, write_lines
+from method_runs import MINUTE, assert_same_tensors, metrics
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,42 +47,23 @@ from common.vlm import VLM, load_vlm
 from methods import grpo, sft, visual_rft
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dict(model="random:qwen2_5_vl", steps=1, eval_questions=0, max_new_tokens=6, prompts_per_step=2, group_size=3,
-             checkpoint_every=0, log_rollouts_every=0)  # fmt: skip
-TIMES = ("seconds/", "memory/", "tokens_per_second")
+SMALL = MINUTE | dict(steps=1, eval_questions=0, prompts_per_step=2, group_size=3, checkpoint_every=0,
+                      log_rollouts_every=0)  # fmt: skip
 LIMIT = 240  # seconds after which processes that wait for each other count as hanging
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def coin(text: str, sample: Sample) -> int:
-    """A grade that depends on both: a random model is never right, and its groups would have no spread."""
-    return zlib.crc32((sample.id + text).encode()) // 2 % 2
+    """Here a grade depends on the question too: then it shows whether answers stay with theirs."""
+    return toss(sample.id + text)
 
 
 def train(out: Path, name: str = "run", method=grpo, **options) -> Path:
     """A run of minute size in this process; its folder."""
     method.main(method.Args(**(SMALL | dict(out=str(out), run_name=name) | options)))
     return out / name
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def metrics(folder: Path) -> list[dict]:
-    rows = lines(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in (folder / "model").glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def picture_rows(folder: Path, count: int, side: int = 56) -> str:
@@ -91,8 +73,7 @@ def picture_rows(folder: Path, count: int, side: int = 56) -> str:
     for n in range(count):
         picture(side, side, n).save(folder / f"{n}.png", compress_level=0)
         rows.append({"question": f"Which one is number {n}?", "answer": f"it is {n}", "image": f"{n}.png"})
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"jsonl:{folder}/rows.jsonl"
+    return jsonl(folder / "rows.jsonl", rows)
 
 
 def text_sample(answer: str, kind: str = "text", **meta) -> Sample:
@@ -215,15 +196,10 @@ def test_04_positions_of_pictures_are_those_of_the_library_everywhere(family, mo
 
 
 # ------------------------------------------------------------------------------------------------- 5: several processes
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def in_two_processes(job) -> list[int]:
     """job() in two forks that torchrun might have started; their exit codes. A pair that hangs is ended with -9."""
-    common_words = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common_words = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    common_words |= {"MASTER_PORT": str(free_port())}
     children = []
     for rank in range(2):
         pid = os.fork()
@@ -257,9 +233,8 @@ def test_05_processes_with_other_modalities_do_not_wait_for_each_other(train_vis
     monkeypatch.setattr("common.rewards.accuracy", coin)
     picture(84, 84).save(tmp_path / "a.png")
     rows = [{"question": "What is it?", "answer": "a", "image": "a.png"}, {"question": "Say something.", "answer": "b"}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = dict(data=f"jsonl:{tmp_path}/rows.jsonl", steps=2, kl_coef=0.1, recompute_old_logps=True, micro_tokens=1,
-                   lr=2e-5, train_vision=train_vision)  # fmt: skip
+    options = dict(data=jsonl(tmp_path / "rows.jsonl", rows), steps=2, kl_coef=0.1, recompute_old_logps=True,
+                   micro_tokens=1, lr=2e-5, train_vision=train_vision)  # fmt: skip
     plain = VLM.run_vision
 
     def noted(self, images):
@@ -273,9 +248,7 @@ def test_05_processes_with_other_modalities_do_not_wait_for_each_other(train_vis
     one, two = train(tmp_path, "one", **options), tmp_path / "two"
     for row, other in zip(metrics(one), metrics(two), strict=True):
         assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
-    ours, theirs = weights(one), weights(two)
-    assert ours.keys() == theirs.keys()
-    assert all((ours[name] - theirs[name]).abs().max() <= 1e-5 for name in ours)
+    assert_same_tensors(one / "model", two / "model", tolerance=1e-5)
 
 
 # ---------------------------------------------------------------------------------------- 6: groups without spread
@@ -327,8 +300,7 @@ def test_06_nothing_to_learn_ends_and_leaves_the_weights_alone(tmp_path, monkeyp
     assert [row["groups/zero_spread"] for row in metrics(folder)] == [1, 1]
     assert all(value is not None for row in metrics(folder) for value in row.values())
     load_vlm(SMALL["model"]).save(tmp_path / "start/model")
-    trained, start = weights(folder), weights(tmp_path / "start")
-    assert trained and all(torch.equal(value, start[name]) for name, value in trained.items())
+    assert_same_tensors(folder / "model", tmp_path / "start/model")
 
 
 # --------------------------------------------------------------------------------------------------- 7, 8: memory
@@ -473,7 +445,7 @@ def test_10_dynamic_sampling_keeps_rows_together(tmp_path, monkeypatch):
     data = picture_rows(tmp_path / "data", 8, side=112)
     folder = train(tmp_path, data=data, filter_groups="std", gen_prompts=2, max_rounds=9, prompts_per_step=3,
                    group_size=2, log_rollouts_every=1, steps=2)  # fmt: skip
-    records = lines(folder / "rollouts.jsonl")
+    records = read_lines(folder / "rollouts.jsonl")
     assert len(records) == 12 and len({record["sample_id"] for record in records}) > 3
     for record in records:
         number = int(record["sample_id"].split(":")[1]) - 1
@@ -668,11 +640,9 @@ def test_13_resume_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert metrics(cut) == metrics(whole)
     assert [row["step"] for row in metrics(cut)] == [0, 1, 2, 3]
     assert [row["lr"] for row in metrics(cut)] == pytest.approx([2.5e-5, 5e-5, 7.5e-5, 1e-4])
-    for file in ("model", "optimizer", "state"):
-        ours, theirs = (load_file(f / f"checkpoints/step-00000003/{file}.safetensors") for f in (cut, whole))
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-        if file == "optimizer":
-            assert {float(value) for name, value in ours.items() if name.endswith(".step")} == {4.0}
+    assert_same_tensors(cut / "checkpoints/step-00000003", whole / "checkpoints/step-00000003")
+    moments = load_file(cut / "checkpoints/step-00000003/optimizer.safetensors")
+    assert {float(value) for name, value in moments.items() if name.endswith(".step")} == {4.0}
     kept = json.loads((cut / "checkpoints/step-00000003/state.json").read_text())
     names = dict(kept["state"]["dict"])
     assert {"step", "random", "generator", "rng", "stateful", "positions"} <= names.keys()
@@ -684,7 +654,8 @@ def test_13_the_last_step_is_always_saved(tmp_path, monkeypatch):
     option, and a finished run goes on."""
     monkeypatch.setattr("common.rewards.accuracy", coin)
     folder = train(tmp_path, steps=1, checkpoint_every=50)
-    assert (folder / "checkpoints/latest").read_text() == "step-00000000\n" and weights(folder)
+    assert (folder / "checkpoints/latest").read_text() == "step-00000000\n"
+    assert list((folder / "model").glob("*.safetensors"))
     train(tmp_path, steps=2, checkpoint_every=50, resume=str(folder))
     assert [row["step"] for row in metrics(folder)] == [0, 1]
 
@@ -731,10 +702,11 @@ def test_14_benchmark_answers_keep_their_prompt_and_score_the_same_again(tmp_pat
     (lmms-eval PR 660): the very prompt stands with each answer, and scoring the stored file gives the same table."""
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(BENCHMARK)
-    Path("rows.jsonl").write_text("".join(json.dumps({"question": f"{n}?", "answer": "1"}) + "\n" for n in range(3)))
+    write_lines(Path("rows.jsonl"), [{"question": f"{n}?", "answer": "1"} for n in range(3)])
     evaluate("--model", "random:qwen2_5_vl", "--benchmarks", "own.py", "--data", "rows.jsonl", "--out", "out",
              "--run-name", "x", "--temperature", "1", "--k", "2", "--prompt", "Look. {question}")  # fmt: skip
-    found, answers = json.loads(Path("out/x/own/results.json").read_text()), lines(Path("out/x/own/predictions.jsonl"))
+    found = json.loads(Path("out/x/own/results.json").read_text())
+    answers = read_lines(Path("out/x/own/predictions.jsonl"))
     assert [answer["prompt"].count(f"Look. Short: {n}?<|im_end|>") for n, answer in enumerate(answers)] == [1] * 3
     needed = {"temperature", "top_p", "seed", "max_new_tokens", "prompt", "system", "prompt_hash", "scorer_hash",
               "rows_hash", "min_pixels", "max_pixels", "dtype", "batch"}  # fmt: skip

@@ -1,10 +1,10 @@
 """Every published layout, made small in a temporary folder: questions, splits, words about bad rows."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
+from helpers import encoded, jsonl, sentence_of
 from PIL import Image
 
 from common.data import Dataset, open_dataset
@@ -22,23 +22,18 @@ def picture(path: Path, color: object = "red", size: tuple[int, int] = (40, 30))
 
 
 def png(color: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 6), color).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (8, 6), color))
 
 
 def write_jsonl(path: Path, rows: list) -> Path:
+    """A row that is a text stands there as it is: it need not be JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), "utf-8")
     return path
 
 
 def error_of(spec: str, split: str = "train", **options: object) -> str:
-    with pytest.raises(SightRLError) as caught:
-        open_dataset(spec, split, **options)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".")
-    return text
+    return sentence_of(open_dataset, spec, split, **options)
 
 
 def everything(spec: str, **options: object) -> dict[str, list]:
@@ -101,7 +96,7 @@ RECORDS = {
 @pytest.mark.parametrize("layout", RECORDS)
 def test_records_as_others_write_them(tmp_path, layout):
     picture(tmp_path / "a.png")
-    sample = only(f"jsonl:{write_jsonl(tmp_path / 'd.jsonl', [RECORDS[layout]])}")
+    sample = only(jsonl(tmp_path / 'd.jsonl', [RECORDS[layout]]))
     assert sample.question.removeprefix("<image>") == "What color?" and sample.answer == "red"
     assert sample.id == "d.jsonl:1" and sample.task == "d" and sample.answer_type == "text"
     assert sample.load_images()[0].size == (40, 30)
@@ -129,7 +124,7 @@ def test_answer_types_are_recognised(tmp_path):
         ({"answer": "7", "answer_type": "text"}, "text", "7"),
     ]
     for n, (row, kind, answer) in enumerate(rows):
-        sample = only(f"jsonl:{write_jsonl(tmp_path / f'{n}.jsonl', [{'question': '?'} | row])}")
+        sample = only(jsonl(tmp_path / f'{n}.jsonl', [{'question': '?'} | row]))
         assert (sample.answer_type, sample.answer) == (kind, answer)
     assert only(f"jsonl:{tmp_path / '5.jsonl'}").question == "?\nA. x\nB. y"
     lettered = {
@@ -139,7 +134,7 @@ def test_answer_types_are_recognised(tmp_path):
         "task": "logic",
         "response": "\\boxed{B}",
     }
-    sample = only(f"jsonl:{write_jsonl(tmp_path / 'l.jsonl', [lettered])}")
+    sample = only(jsonl(tmp_path / 'l.jsonl', [lettered]))
     assert (
         sample.question == "Which? A. x B. y"
         and sample.task == "logic"
@@ -243,7 +238,7 @@ def test_odd_but_usable_rows(tmp_path):
         {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "one"}], "answer": 0},
     ]
     for n, row in enumerate(rows):
-        sample = only(f"jsonl:{write_jsonl(tmp_path / f'{n}.jsonl', [row])}")
+        sample = only(jsonl(tmp_path / f'{n}.jsonl', [row]))
         assert sample.images == sample.load_images() == [] and sample.answer in ("0", "0.5")
         assert "size" not in sample.meta  # it would be taken for that of the picture
 
@@ -299,7 +294,7 @@ def test_jsonl_splits(tmp_path):
     ]
     for i in range(61):
         picture(tmp_path / f"{i}.png", (i, 0, 0))
-    samples = everything(f"jsonl:{write_jsonl(tmp_path / 'd.jsonl', rows)}")
+    samples = everything(jsonl(tmp_path / 'd.jsonl', rows))
     assert sum(map(len, samples.values())) == 120 and all(samples.values())
     for name, n in (("train", 5), ("test", 4)):
         write_jsonl(

@@ -9,15 +9,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import coin, free_port
+from method_runs import assert_same_tensors, metrics
 from safetensors.torch import load_file
 
 from common import distributed
@@ -27,7 +27,6 @@ from methods import grpo, sft, vppo
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"grpo": grpo, "vppo": vppo, "sft": sft}
-TIMES = ("seconds/", "memory/", "tokens_per_second")
 LIMIT = 240  # seconds until a launch counts as hanging
 # Where a gradient is nothing but rounding, AdamW still steps by up to lr: hence a small one.
 SMALL = dict(model="random:qwen2_5_vl", steps=3, eval_questions=0, max_new_tokens=6, lr=2e-5, checkpoint_every=0)
@@ -64,9 +63,7 @@ def start_jobs(processes: int, jobs: list, **more) -> subprocess.Popen:
 
 def start_two_nodes(processes: int, jobs: list) -> list[subprocess.Popen]:
     """Two torchruns, as on two machines, with this many processes each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        where = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1]))
+    where = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()))
     return [start_jobs(processes, jobs, node=(*where, "--node_rank", str(rank))) for rank in range(2)]
 
 
@@ -86,17 +83,6 @@ def run_here(name: str, out: Path, run_name: str, **more) -> Path:
     return out / run_name
 
 
-def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted(folder.glob("*model*.safetensors"))
-    assert files
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
 def assert_same_run(a: Path, b: Path) -> None:
     rows, expected = metrics(a), metrics(b)
     assert len(rows) == len(expected) == SMALL["steps"]
@@ -104,23 +90,16 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert row.keys() == other.keys()
         for name, value in row.items():
             assert value == pytest.approx(other[name], rel=1e-5, abs=1e-5), (row["step"], name)
-    assert_same_weights(a / "model", b / "model")
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert (value - theirs[name]).abs().max() <= 1e-5, name
+    assert_same_tensors(a / "model", b / "model", tolerance=1e-5)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def coin_grades():
-    """As in distributed_worker.py."""
+    """As in distributed_worker.py; the runs that several tests look at take as long as this module."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.rewards.accuracy", lambda text, sample: zlib.crc32(text.encode()) // 2 % 2)
+        patch.setattr("common.rewards.accuracy", coin)
         yield
     torch.set_num_threads(threads)
 
@@ -158,7 +137,7 @@ def test_two_processes_equal_one(key, two, out):
 
 
 def test_bfloat16_keeps_float32_masters(two):
-    saved = weights(two / "half/model")
+    saved = load_file(two / "half/model/model.safetensors")
     masters = load_file(two / "half/checkpoints/step-00000002/model.safetensors")
     assert (two / "half/agreed").exists() and (two / "bf16/agreed").exists()
     assert {v.dtype for v in saved.values()} == {torch.bfloat16}
@@ -222,7 +201,7 @@ def test_a_signal_stops_all_after_the_step_and_the_run_goes_on_elsewhere(whom, t
     wait_for(lambda: waiting.exists() and waiting.read_text().endswith("\n"), process)  # in the second step's update
     os.kill(process.pid if whom == "torchrun" else int(waiting.read_text()), signal.SIGTERM)
     status, printed, errors = end(process)
-    assert (status == 0) == (whom == "one process")
+    assert (status == 0) == (whom == "one process"), errors
     assert "Stopped after step 2 of 3" in printed and "to stop them after a step: kill" in printed, printed + errors
     assert (tmp_path / "stopped/checkpoints/latest").read_text() == "step-00000001\n"
     run_here("grpo", tmp_path, "stopped", resume=str(tmp_path / "stopped"))

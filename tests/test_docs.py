@@ -2,13 +2,12 @@
 somewhere.
 
 Commands run with the smallest model, a few tokens and made-up files in the place of downloads. Comparisons take minutes
-even so: SIGHTRL_ALL_COMMANDS=1 runs them too, otherwise their options are checked in test_frame.py only.
+even so: SIGHTRL_ALL_COMMANDS=1 runs them too, otherwise only their options are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -20,9 +19,13 @@ from pathlib import Path
 import pytest
 import tyro
 from bench_rows import parquet, picture, verse, vista
+from helpers import write_lines
 from test_data_readers import nlvr, voc
 
+import bench_scaling
+import bench_step
 import compare
+import profile_step
 from common.errors import SightRLError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +79,7 @@ def place(tmp_path_factory) -> Path:
         picture(112, 84 + i).save(folder / f"{i}.png")
     star = {"image": "pictures/1.png", "question": "How many stars are there?", "answer": "3", "kind": "bright"}
     for name, some in {"my": [own | {"image": f"{i}.png"} for i in range(40)], "rows": [star]}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        write_lines(folder / f"{name}.jsonl", some)
     return folder
 
 
@@ -117,15 +120,47 @@ def test_every_kind_of_command_is_known():
     assert len(TRAINING) > 10 and len(COMPARISONS) > 10 and len(EVALUATIONS) > 10
 
 
-@pytest.mark.parametrize("command", [c for c in OTHERS if c.startswith(".venv/bin/python ")])
+def run(words: list[str], folder: Path) -> None:
+    """python with these words, which must end well."""
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+CHECK = ".venv/bin/python docs/make_pages.py --check"
+
+
+def test_pages_and_tables_are_those_of_code_and_results():
+    """The command of the texts that checks it, run once: it makes all pages. The same without --check mends them."""
+    assert CHECK in OTHERS
+    run(shlex.split(CHECK)[1:], ROOT)
+
+
+@pytest.mark.parametrize("command", [c for c in OTHERS if c.startswith(".venv/bin/python ") and c != CHECK])
 def test_other_python_commands_run(command, place):
-    words = [sys.executable, *shlex.split(command)[1:]]
-    cwd = ROOT if "docs/make_pages.py" in command or "-m pytest" in command else place
-    if "make_pages.py" in command and "--check" not in command:
-        words += ["--check"]
-    done = subprocess.run(words, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(shlex.split(command)[1:], place)
+
+
+def test_files_and_variables_in_commands_exist():
+    for command in [c for c in OTHERS if "mine" not in c and not c.startswith("hf ")]:
+        for name in re.findall(r"(?<![\w./])(?:tests|methods|docs|eval|\.ci)(?:/[\w.]+)+", command):
+            assert (ROOT / name).exists(), command
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    names = {name for command in COMMANDS for name in re.findall(r"\bSIGHTRL_\w+", command)}
+    assert names and all(f'"{name}"' in tests for name in names)
+
+
+PLANS = {"compare": compare.Args, "bench": bench_step.Args, "bench_scaling": bench_scaling.Args,
+         "profile_step": profile_step.Args}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if words_of(c)[:1] and words_of(c)[0] in PLANS])
+def test_options_of_long_commands_are_understood(command, place, monkeypatch):
+    """They are read, and the methods of a comparison with theirs; nothing is run."""
+    monkeypatch.setattr(compare, "METHODS", place / "methods")
+    name, *options = words_of(command)
+    args = tyro.cli(PLANS[name], args=options)
+    assert name != "compare" or compare.contenders(args)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +192,13 @@ ROWS = ["--data", "mathvista=MathVista", "mathverse=testmini.parquet"]
 LATER = r"charades|xlsx|samples_mathvista_testmini|--judge|runs/my-run|runs/mine/model"  # not made here
 
 
+@pytest.mark.parametrize("command", [c for c in EVALUATIONS if re.search(LATER, c) and "--resume" not in c])
+def test_options_of_other_evaluations_are_understood(command):
+    """What they would read is not made here."""
+    script = compare.load_script(ROOT / "eval/run.py")
+    assert script.parse(words_of(command)[1:]).benchmarks
+
+
 @pytest.mark.parametrize("command", [c for c in EVALUATIONS if not re.search(LATER, c)])
 def test_evaluation_commands_run(command, evaluated, monkeypatch, capsys):
     monkeypatch.chdir(evaluated)
@@ -180,20 +222,11 @@ def test_comparisons_run(command, place):
     options = "--options=--prompts-per-step 2 --group-size 2 --max-new-tokens 8"
     if "sft" in command or "options" in command:
         options = "--options=--max-new-tokens 80"
-    words = [sys.executable, "eval/compare.py", *words_of(command)[1:], "--seeds", "1", "--budget-tokens", "20",
-             "--eval-questions", "2", "--eval-k", "1", options, "--allow-different-budgets"]  # fmt: skip
-    done = subprocess.run(words, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          timeout=600)  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run(["eval/compare.py", *words_of(command)[1:], "--seeds", "1", "--budget-tokens", "20", "--eval-questions", "2",
+         "--eval-k", "1", options, "--allow-different-budgets"], place)  # fmt: skip
 
 
-# ---------------------------------------------------------------- tables and links
-
-
-def test_pages_and_tables_are_those_of_code_and_results():
-    made = compare.load_script(ROOT / "docs/make_pages.py").pages()
-    stale = [str(path) for path, content in made.items() if path.read_text() != content]
-    assert stale == [], "run .venv/bin/python docs/make_pages.py"
+# ---------------------------------------------------------------- links
 
 
 def test_contributing_lists_every_file_of_common_once():
@@ -218,9 +251,9 @@ def test_links_lead_somewhere(path):
 
 
 def test_every_page_is_in_the_site():
-    nav = (ROOT / "mkdocs.yml").read_text()
-    for path in (ROOT / "docs").rglob("*.md"):
-        assert str(path.relative_to(ROOT / "docs")) in nav, path
+    """And every page of the site is there."""
+    named = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
 
 
 def test_wrong_options_in_a_text_would_be_noticed(place, monkeypatch):
@@ -229,3 +262,5 @@ def test_wrong_options_in_a_text_would_be_noticed(place, monkeypatch):
         compare.effective_args(compare.load_method("vppo"), ["--no-such-option"])
     with pytest.raises(SightRLError):
         compare.contenders(tyro.cli(compare.Args, args=["nothing"]))
+    with pytest.raises(SystemExit):
+        tyro.cli(bench_step.Args, args=["--no-such-option"])

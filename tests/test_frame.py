@@ -1,15 +1,12 @@
-"""run.sh with a stand-in for Python that installs nothing; rules for every file; commands in the texts."""
+"""run.sh with a stand-in for Python that installs nothing; rules for every file."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import doctest
 import importlib
-import io
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,9 +14,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import tyro
-
-import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 BASH = shutil.which("bash")
@@ -270,46 +264,3 @@ def test_examples_in_docstrings():
     results = {name: doctest.testmod(importlib.import_module(name)) for name in names}
     assert not [name for name, result in results.items() if result.failed]
     assert sum(result.attempted for result in results.values()) > 5
-
-
-# ---------------------------------------------------------------- README and CONTRIBUTING
-
-
-def commands() -> list[str]:
-    found = []
-    for name in ("README.md", "CONTRIBUTING.md"):
-        for block in re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                found += [line.split(" #")[0].strip()] if line.startswith("./run.sh") else []
-    return found
-
-
-def test_there_are_commands_to_check():
-    assert "./run.sh vppo" in commands() and "./run.sh test" in commands()
-
-
-@pytest.mark.parametrize("command", commands())
-def test_commands_in_the_texts_are_understood(command, tmp_path, monkeypatch):
-    """Options are parsed, nothing is run; `mine` stands for a copy of vppo."""
-    methods = shutil.copytree(ROOT / "methods", tmp_path / "methods")
-    shutil.copy(methods / "vppo.py", methods / "mine.py")
-    monkeypatch.setattr(compare, "METHODS", methods)
-    word, *options = shlex.split(command)[1:]
-    if word == "compare":
-        assert compare.contenders(tyro.cli(compare.Args, args=options))
-    elif word == "eval":
-        script = compare.load_script(ROOT / "eval/run.py")
-        assert tyro.cli(script.Args, args=options).benchmarks
-    elif options == ["--help"]:
-        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit, match="0"):
-            compare.effective_args(compare.load_method(word), options)
-    elif word not in ("test", "help", "bench", "bench_scaling", "profile_step"):
-        assert compare.effective_args(compare.load_method(word), options)
-
-
-def test_links_in_the_texts_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = re.sub(r"<!--.*?-->", "", (ROOT / name).read_text(), flags=re.DOTALL)
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if not target.startswith("http"):
-                assert (ROOT / target).exists(), f"{name}: {target}"

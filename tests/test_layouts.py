@@ -110,47 +110,11 @@ def test_prompts_keep_braces_that_are_no_words():
     assert all("\\boxed{}" in PROMPTS[name] for name in ("boxed", "describe", "answer_boxed"))
 
 
-# ---------------------------------------------------------------------------------------------- puzzles
-def gradient(width: int, height: int) -> Image.Image:
-    image = Image.new("RGB", (width, height))
-    image.putdata([(x % 256, y % 256, (x * y) % 256) for y in range(height) for x in range(width)])
-    return image
-
-
-def test_rotation_is_exact_and_moves_cells_as_taught():
-    image = gradient(112, 112)
+def test_cells_turn_as_pictures_do():
+    """Puzzles themselves are tested in test_ssl4rl.py."""
     for seed in range(12):
+        image = Image.new("RGB", (112, 112))
+        image.paste((255, 255, 255), (0, 28, 28, 56))  # a2
         task = puzzles.rotation(image, random.Random(seed))
-        back = task["images"][1].rotate(-int(task["answer"]))
-        assert back.tobytes() == image.tobytes()
-    assert [turned_cell("a1", d) for d in (0, 90, 180, 270)] == ["a1", "a4", "d4", "d1"]
-
-
-def test_jigsaw_parts_put_back_make_the_picture():
-    image = gradient(120, 90)
-    for seed, grid in [(0, 2), (1, 2), (2, 3)]:
-        task = puzzles.jigsaw(image, random.Random(seed), grid)
-        order = [int(n) - 1 for n in task["answer"].split(",")]
-        whole, (width, height) = Image.new("RGB", image.size), task["images"][0].size
-        for place, part in enumerate(order):
-            whole.paste(task["images"][part], (place % grid * width, place // grid * height))
-        assert whole.tobytes() == image.tobytes()
-
-
-def test_position_crops_lie_in_their_quadrant():
-    image = gradient(112, 112)
-    for seed in range(20):
-        task = puzzles.position(image, random.Random(seed))
-        x1, y1, x2, y2 = task["box"]
-        assert task["answer"] == puzzles.QUADRANTS[2 * (y1 >= 56) + (x1 >= 56)] and x2 <= (x1 // 56 + 1) * 56
-        assert min(task["images"][1].size) >= 28
-    assert puzzles.position(gradient(90, 64), random.Random(0)) is None
-
-
-def test_contrastive_is_half_positive_and_repeatable():
-    image, other = gradient(112, 112), Image.new("RGB", (112, 112), "red")
-    tasks = [puzzles.contrastive(image, other, random.Random(seed)) for seed in range(100)]
-    assert 35 < sum(task["answer"] == "positive" for task in tasks) < 65
-    again = puzzles.contrastive(image, other, random.Random(3))
-    assert [v.tobytes() for v in again["images"]] == [v.tobytes() for v in tasks[3]["images"]]
-    assert {v.size for task in tasks for v in task["images"]} == {(112, 112)}
+        x, y, _, _ = task["images"][1].getbbox()
+        assert turned_cell("a2", int(task["answer"])) == f"{'abcd'[x // 28]}{y // 28 + 1}"

@@ -7,64 +7,34 @@ import difflib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import jsonl, read_lines
+from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
-from safetensors.torch import load_file
 
-from common.args import CommonArgs, chosen_defaults, option_help, parse_args, typed
-from common.data import Sample
+import common.grpo
+import common.logprob
+import common.rollout
+import common.training
+from common.args import CommonArgs, chosen_defaults, option_help, typed
+from common.data import Sample, Stream, open_dataset
 from common.errors import SightRLError
 from methods import grpo, sft, vppo
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {"grpo": grpo, "vppo": vppo, "sft": sft}
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=2, max_new_tokens=6,
-             checkpoint_every=1, log_rollouts_every=1)  # fmt: skip
-SMALL_RL = dict(prompts_per_step=3, group_size=3, filter_groups="off")
-TIMES = ("seconds/", "memory/", "tokens_per_second")
-
-
-@pytest.fixture(autouse=True)
-def coin_grades(monkeypatch):
-    """A random model is never right; a grade that depends on the text alone gives the groups some spread."""
-    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: zlib.crc32(text.encode()) // 2 % 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("coin_grades")
 
 
 def small(name: str, out: Path, **options):
-    options = SMALL | (SMALL_RL if name != "sft" else {"batch_size": 3}) | options
-    return METHODS[name].Args(out=str(out), **options)
-
-
-def only_run(out: Path) -> Path:
-    (folder,) = out.iterdir()
-    return folder
-
-
-def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        k: v for file in sorted((folder / "model").glob("*.safetensors")) for k, v in load_file(file).items()
-    }
+    own = {"batch_size": 3} if name == "sft" else GROUPS | {"filter_groups": "off"}
+    return METHODS[name].Args(**MINUTE | own | dict(out=str(out)) | options)
 
 
 # ------------------------------------------------------------------------------------------- help and options
@@ -83,9 +53,7 @@ def test_help_and_imports_do_not_wait_for_torch():
         "except SystemExit as e:\n    assert not e.code\n"
         "assert not {'torch', 'transformers', 'scipy', 'datasets'} & set(sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--clip-high FLOAT" in done.stdout and "eps_high" in done.stdout
     assert re.search(r"--variant gspo sets --ratio sequence --clip-low\s+0.0003", done.stdout)
@@ -94,13 +62,6 @@ def test_help_and_imports_do_not_wait_for_torch():
 
 def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def parse(module, *words: str):
-    choices = {"preset": module.PRESETS} | (
-        {"variant": module.VARIANTS} if hasattr(module, "VARIANTS") else {}
-    )
-    return parse_args(module.Args, module.__doc__, list(words), **choices)
 
 
 def test_presets_set_defaults_and_what_is_typed_wins():
@@ -124,12 +85,7 @@ def test_published_values_of_the_cards():
 
 def test_variants_of_grpo():
     gspo = parse(grpo, "--variant", "gspo", "--clip-high", "0.5")
-    assert (gspo.ratio, gspo.clip_low, gspo.clip_high, gspo.loss_mean) == (
-        "sequence",
-        3e-4,
-        0.5,
-        "sequence_mean",
-    )
+    assert (gspo.ratio, gspo.clip_low, gspo.clip_high, gspo.loss_mean) == ("sequence", 3e-4, 0.5, "sequence_mean")
     dapo = parse(grpo, "--variant", "dapo", "--preset", "paper-7b")
     assert (dapo.filter_groups, dapo.overlong_buffer, dapo.kl_coef, dapo.lr) == ("mean", 0.2, 0.0, 1e-6)
     dr = parse(grpo, "--variant", "dr_grpo")
@@ -157,17 +113,10 @@ def test_typed_reads_both_spellings_and_ignores_the_rest():
 
 
 def test_resume_takes_the_options_of_the_run(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"lr": 0.5, "preset": "paper-7b", "group_size": 4, "gone": 1})
-    )
+    (tmp_path / "config.json").write_text(json.dumps({"lr": 0.5, "preset": "paper-7b", "group_size": 4, "gone": 1}))
     args = parse(grpo, "--resume", str(tmp_path), "--steps", "7")
-    assert (args.lr, args.preset, args.group_size, args.steps, args.resume) == (
-        0.5,
-        "paper-7b",
-        4,
-        7,
-        str(tmp_path),
-    )
+    assert (args.lr, args.preset, args.group_size, args.steps) == (0.5, "paper-7b", 4, 7)
+    assert args.resume == str(tmp_path)
 
 
 PAPERS = sorted({path.stem for path in (ROOT / "methods").glob("*.py")} - {"grpo", "sft"})
@@ -183,11 +132,8 @@ def test_the_difference_to_grpo_stays_readable(name):
 def test_bad_options_are_one_sentence():
     script = [sys.executable, "methods/vppo.py", "--group-size", "1"]
     done = subprocess.run(script, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: --group-size")
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2 and done.stderr.startswith("error: --group-size")
+    assert "Traceback" not in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- the plan
@@ -195,9 +141,7 @@ def test_bad_options_are_one_sentence():
 def test_plan_counts_parameters_like_the_papers(capsys):
     from common.plan import count_parameters, model_config
 
-    assert count_parameters(model_config("Qwen/Qwen2.5-VL-3B-Instruct")).total == pytest.approx(
-        3.75e9, rel=2e-3
-    )
+    assert count_parameters(model_config("Qwen/Qwen2.5-VL-3B-Instruct")).total == pytest.approx(3.75e9, rel=2e-3)
     seven = model_config("Qwen/Qwen2.5-VL-7B-Instruct")
     assert count_parameters(seven).total == pytest.approx(8.29e9, rel=1e-3)
     assert count_parameters(seven, lora_rank=16).trainable < 5e7
@@ -223,7 +167,6 @@ def test_plan_divides_what_the_processes_share_out():
 
 
 def test_plan_refuses_a_model_it_cannot_know():
-    from common.errors import SightRLError
     from common.plan import model_config
 
     with pytest.raises(SightRLError, match="Qwen2.5-VL-3B"):
@@ -235,14 +178,7 @@ def test_plan_refuses_a_model_it_cannot_know():
 def test_two_steps_from_end_to_end(name, tmp_path, capsys):
     METHODS[name].main(small(name, tmp_path))
     folder = only_run(tmp_path)
-    for file in (
-        "config.json",
-        "metrics.jsonl",
-        "summary.json",
-        "eval_before.json",
-        "eval_after.json",
-        "report.html",
-    ):
+    for file in ("config.json", "metrics.jsonl", "summary.json", "eval_before.json", "eval_after.json", "report.html"):
         assert (folder / file).stat().st_size > 0
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [0, 1] and all(row["grad_norm"] is not None for row in rows)
@@ -250,7 +186,7 @@ def test_two_steps_from_end_to_end(name, tmp_path, capsys):
     assert "Held-out accuracy" in capsys.readouterr().out
     if name != "sft":
         assert all(row["logp_mismatch"] < 1e-4 for row in rows)
-        record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
+        record = read_lines(folder / "rollouts.jsonl")[0]
         assert {"response", "rewards", "advantage", "habit", "tokens"} <= set(record)
     if name == "vppo":
         assert len(record["dependency"]) == len(record["kept"]) == len(record["tokens"])
@@ -289,6 +225,52 @@ def test_the_policy_learns_what_is_rewarded(name, tmp_path, monkeypatch):
     assert rewards[0] < 0.5 and sum(rewards[-3:]) / 3 > 0.8, rewards
 
 
+def test_truncated_answers_can_be_left_out_of_the_loss(tmp_path, monkeypatch):
+    """Every second answer to every question is cut off: the loss is that of the others."""
+    masks, plain = {}, common.grpo.aggregate
+    monkeypatch.setattr("common.grpo.aggregate", lambda losses, mask, *words, **more: (
+        masks.setdefault(len(masks), (mask, more["tokens"])), plain(losses, mask, *words, **more))[1])  # fmt: skip
+    sample = common.rollout.rollout
+
+    def rollout(*words, **more):
+        batch = sample(*words, **more)
+        batch.truncated = torch.arange(len(batch.tokens)) % 2 == 0
+        return batch
+
+    monkeypatch.setattr("common.rollout.rollout", rollout)
+    for left_out in (True, False):
+        masks.clear()
+        options = dict(steps=1, eval_questions=0, group_size=4, mask_truncated=left_out, entropy_coef=0.1)
+        grpo.main(small("grpo", tmp_path / str(left_out), **options))
+        ((mask, tokens),) = masks.values()
+        assert mask[1::2].any(1).all() and mask[0::2].any() != left_out and tokens == mask.sum()
+
+
+def test_supervised_training_learns_whole_responses_and_their_end(tmp_path, monkeypatch):
+    seen, plain = [], common.logprob.response_logps
+
+    def noted(vlm, prompts, tokens, mask, **more):
+        logps, entropies = plain(vlm, prompts, tokens, mask, **more)
+        seen.append((vlm, tokens, mask, logps.detach()))
+        return logps, entropies
+
+    monkeypatch.setattr("common.logprob.response_logps", noted)
+    sft.main(small("sft", tmp_path, steps=1, eval_questions=0, micro_tokens=1, max_target_tokens=1000))
+    texts = [sft.target(sample, "careful") for sample in Stream(open_dataset("world", "train")).next(3)]
+    learned = [vlm.decode(tokens[mask].tolist()) for vlm, tokens, mask, _ in seen]
+    assert sorted(learned) == sorted(texts) and all(tokens[mask][-1] in vlm.eos_ids for vlm, tokens, mask, _ in seen)
+    (row,) = metrics(only_run(tmp_path))
+    assert row["loss"] == pytest.approx(float(-torch.cat([logps[mask] for *_, mask, logps in seen]).mean()), rel=1e-5)
+
+
+def test_evaluations_sample_at_temperature_one_and_validation_is_greedy(tmp_path, monkeypatch):
+    asked, plain = [], common.training.evaluate
+    monkeypatch.setattr("common.training.evaluate", lambda *words, **more: (
+        asked.append((more["k"], more["temperature"])), plain(*words, **more))[1])  # fmt: skip
+    grpo.main(small("grpo", tmp_path, steps=2, eval_every=2, temperature=0.5))
+    assert asked == [(2, 1.0), (1, 0.0), (2, 1.0)]
+
+
 def test_budget_stops_the_run(tmp_path):
     grpo.main(small("grpo", tmp_path, steps=50, budget_tokens=60, eval_questions=0))
     rows = metrics(only_run(tmp_path))
@@ -300,45 +282,17 @@ def test_skipped_rows_are_shown_at_the_end(tmp_path, capsys):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [{"question": "What color is it?", "answer": "red", "image": f"{name}.png"} for name in ("good", "broken")]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = dict(data=f"jsonl:{tmp_path}/d.jsonl", bad_rows="skip", eval_questions=0, prompts_per_step=2)
+    options = dict(data=jsonl(tmp_path / "d.jsonl", rows), bad_rows="skip", eval_questions=0, prompts_per_step=2)
     grpo.main(small("grpo", tmp_path / "runs", **options))
-    (skipped,) = json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())["skipped"]
+    (skipped,) = summary(only_run(tmp_path / "runs"))["skipped"]
     assert "d.jsonl line 2" in skipped
     assert "skipped 1 data rows that could not be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_and_resumed_equals_uninterrupted(name, tmp_path):
-    """kill -9 in the update of the third step, resumed: the same run to the last bit."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = dict(steps=3, checkpoint_every=1)
-    METHODS[name].main(small(name, whole, **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(2)
-        METHODS[name].main(small(name, broken, **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2 and not (folder / "model").exists()
-    METHODS[name].main(small(name, broken, **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
-
-
-def kill_in_step(step: int) -> None:
-    """Make this process kill itself in the optimiser step of the given training step."""
-    plain, calls = torch.optim.AdamW.step, []
-
-    def deadly(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == step + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, *args, **kwargs)
-
-    torch.optim.AdamW.step = deadly
+    args = lambda out, **more: small(name, Path(out), steps=3, **more)  # noqa: E731
+    killed_and_resumed(METHODS[name].main, args, tmp_path, step=2)
 
 
 def test_common_options_are_the_same_everywhere():

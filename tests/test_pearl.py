@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import zlib
 from types import SimpleNamespace
 
 import pytest
-import test_methods_cli as cli
 import torch
+from helpers import close, coin, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import (
+    GROUPS,
+    MINUTE,
+    ONE_STEP,
+    TableModel,
+    killed_and_resumed,
+    metrics,
+    only_run,
+    parse,
+    stand_in,
+    summary,
+    table_rollout,
+)
 from PIL import Image
 
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation
-from common.rollout import Rollout
 from common.world.layouts import PROMPTS, checklist
 from methods import pearl
 from methods.pearl import (
@@ -40,12 +49,6 @@ PATTERNS = [(1, 1, 0), (1, 0, 0), (1, 1, 1), (0, 0, 0), (1, 1, 0)]  # golden vec
 FACTS = torch.tensor([2 / 3, 1 / 3, 1, 0, 2 / 3])
 A_P = [0.350822, -0.526233, 1.227878, -1.403289, 0.350822]
 A_R = [0.547722, -0.365148, -0.365148, 0.547722, -0.365148]  # after the weight 0.5
-
-
-def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.as_tensor(expected), atol=tolerance, rtol=0, check_dtype=False
-    )
 
 
 def written(pattern) -> str:
@@ -79,24 +82,6 @@ def test_golden_4_weight_below_the_cap():
 
 
 # -------------------------------------------------------------------- golden vectors and formula through main()
-class TableModel:
-    """Stands in for a VLM: its only parameter is the table of current log-probs, a row per response."""
-
-    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
-
-    def __init__(self, table):
-        self.table = torch.nn.Parameter(table)
-
-    def trainable(self):
-        return [self.table]
-
-    def token_strings(self, tokens):
-        return [str(token) for token in tokens]
-
-    def save(self, folder):
-        folder.mkdir()
-
-
 def run_main(monkeypatch, tmp_path, facts, right, args, ratios=None, lengths=None, width=3):
     """One step of main(): item i answers facts[i] ([G] patterns) and right[i] ([G] 0/1, None: never asked).
 
@@ -107,8 +92,7 @@ def run_main(monkeypatch, tmp_path, facts, right, args, ratios=None, lengths=Non
     old = -torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5
     new = old if ratios is None else old + ratios
     lengths = torch.full(shape[:2], width) if lengths is None else lengths
-    vlm, asked, gradients = TableModel(new.clone()), [], []
-    vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
+    vlm, asked = TableModel(new), []
 
     def make_prompt(vlm, sample, template):
         look = template == args.checklist_prompt
@@ -120,29 +104,24 @@ def run_main(monkeypatch, tmp_path, facts, right, args, ratios=None, lengths=Non
         texts = [written(p) for row in rows for p in facts[row - items]] if prompts[0].look else [
             "good" if good else "bad" for row in rows for good in right[row]]  # fmt: skip
         mask = (torch.arange(width) < lengths[rows][..., None]).flatten(0, 1)
-        logps = old[rows].flatten(0, 1) * mask
-        truncated = torch.zeros(len(texts)).bool()
-        return Rollout(prompts, G, torch.ones(len(texts), width).long(), mask, logps, truncated, texts, None)
+        return table_rollout(prompts, texts, mask, old[rows].flatten(0, 1) * mask)
 
     def response_logps(vlm, prompts, tokens, mask, **options):
         logps = vlm.table[[prompt.row for prompt in prompts]].flatten(0, 1)[:, : mask.shape[1]]
         return logps * mask, torch.zeros(mask.shape)
 
     samples = [item(str(i)) for i in range(items)]
-    stream = SimpleNamespace(next=lambda n: samples, state_dict=dict, dataset=SimpleNamespace(skipped=[]))
-    for name, fake in {
-        "common.training.load_model": lambda args, needs_reference: vlm,
-        "common.training.load_stream": lambda args: stream,
+    stand_in(monkeypatch, vlm, samples, {
         "common.training.make_prompt": make_prompt,
         "common.rollout.rollout": rollout,
         "common.logprob.response_logps": response_logps,
         "common.rewards.accuracy": lambda text, sample: float(text == "good"),
-    }.items():
-        monkeypatch.setattr(name, fake)
-    args.out, args.steps, args.eval_questions, args.log_rollouts_every = str(tmp_path), 1, 0, 0
+    })  # fmt: skip
+    for name, value in (ONE_STEP | dict(out=str(tmp_path), prompts_per_step=args.prompts_per_step)).items():
+        setattr(args, name, value)
     main(args)
-    rows = (next(tmp_path.glob("*")) / "metrics.jsonl").read_text().splitlines()
-    return (sum(gradients) if gradients else None), (json.loads(rows[0]) if rows else None), asked
+    (rows, (gradients,)) = metrics(only_run(tmp_path)), vlm.gradients
+    return (sum(gradients) if gradients else None), (rows[0] if rows else None), asked
 
 
 def test_golden_7_gradient_of_both_branches(monkeypatch, tmp_path):
@@ -245,7 +224,7 @@ def test_gradient_equals_the_formula(monkeypatch, tmp_path, mini, micro_tokens):
 def test_prompts_are_those_the_tiny_model_knows():
     assert Args().checklist_prompt == PROMPTS["checklist"] and Args().prompt == PROMPTS["boxed"]
     assert "{question}" in PRESETS["paper-7b"]["checklist_prompt"]
-    args = cli.parse(pearl, "--preset", "paper-7b", "--variant", "dapo")
+    args = parse(pearl, "--preset", "paper-7b", "--variant", "dapo")
     published = dict(group_size=5, lr=1e-6, mini_batch_prompts=128, max_new_tokens=2048, perception_coef=0.1,
                      weight_cap=0.5, gate=True, filter_groups="soft", kl_coef=0.0)  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
@@ -320,33 +299,26 @@ def test_right_answers_with_wrong_facts():
 
 # ------------------------------------------------------------------------------------------------- whole runs
 @pytest.fixture
-def coins(monkeypatch):
-    """A random model is never right; grades that depend on the text alone give the groups some spread."""
-    coin = lambda text, _: bool(zlib.crc32(text.encode()) // 2 % 2)  # noqa: E731
-    monkeypatch.setattr("common.rewards.accuracy", coin)
+def coins(coin_grades, monkeypatch):
+    """The answers of checklists are graded by their text alone, too."""
     monkeypatch.setattr("common.rewards.grade_answer", coin)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(out, **options) -> Args:
-    return Args(**cli.SMALL | cli.SMALL_RL | dict(out=str(out)) | options)
+    return Args(**MINUTE | GROUPS | dict(filter_groups="off", out=str(out)) | options)
 
 
 @pytest.mark.usefixtures("coins")
 def test_two_steps_from_end_to_end(tmp_path, capsys):
     main(small(tmp_path, filter_groups="soft"))
-    folder = cli.only_run(tmp_path)
-    rows = cli.metrics(folder)
+    folder = only_run(tmp_path)
+    rows, final = metrics(folder), summary(folder)
     assert [row["step"] for row in rows] == [0, 1] and all(row["logp_mismatch"] < 1e-4 for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
     assert {"checklist", "gate/closed", "gains", "lucky", "grad_norm"} <= set(rows[0])
-    summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["effects"]) == {"wrong facts behind right answers", "lucky updates"}
-    assert summary["effects"]["lucky updates"] == {"before": 0.0, "after": 0.0}
-    assert "own_comparison" in summary and (folder / "own_after.json").exists()
+    assert set(final["effects"]) == {"wrong facts behind right answers", "lucky updates"}
+    assert final["effects"]["lucky updates"] == {"before": 0.0, "after": 0.0}
+    assert "own_comparison" in final and (folder / "own_after.json").exists()
     record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
     assert {"response", "rewards", "advantage", "habit", "tokens"} <= set(record)
     assert "score on its own task before" in capsys.readouterr().out
@@ -364,8 +336,8 @@ def test_two_steps_from_end_to_end(tmp_path, capsys):
 )
 def test_other_options_run(options, tmp_path):
     main(small(tmp_path, **dict(steps=1, eval_questions=0) | options))
-    folder = cli.only_run(tmp_path)
-    assert (folder / "summary.json").exists() and cli.metrics(folder)[0]["grad_norm"] > 0
+    folder = only_run(tmp_path)
+    assert (folder / "summary.json").exists() and metrics(folder)[0]["grad_norm"] > 0
 
 
 @pytest.mark.usefixtures("coins")
@@ -376,27 +348,12 @@ def test_other_data_bring_their_checklists(tmp_path):
     rows = [{"question": "Which color?", "answer": "red", "image": f"{i}.png",
              "checklist": [{"question": "How many?", "answer": 3}, {"question": "Is it red?", "answer": "yes"}]}
             for i in range(3)]  # fmt: skip
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    main(small(tmp_path / "runs", data=f"jsonl:{tmp_path}/d.jsonl", steps=1, eval_questions=0))
-    assert cli.metrics(cli.only_run(tmp_path / "runs"))[0]["checklist"] > 0
+    data = jsonl(tmp_path / "d.jsonl", rows)
+    main(small(tmp_path / "runs", data=data, steps=1, eval_questions=0))
+    assert metrics(only_run(tmp_path / "runs"))[0]["checklist"] > 0
 
 
 @pytest.mark.usefixtures("coins")
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = dict(steps=3, filter_groups="soft", eval_questions=1)
-    main(small(whole, **options))
-    pid = os.fork()
-    if pid == 0:
-        cli.kill_in_step(2)
-        main(small(broken, **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = cli.only_run(broken)
-    assert len(cli.metrics(folder)) == 2
-    main(small(broken, **options, resume=str(folder)))
-    assert cli.metrics(folder) == cli.metrics(cli.only_run(whole))
-    expected = cli.weights(cli.only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in cli.weights(folder).items())
-    one, other = (json.loads((f / "summary.json").read_text())["effects"] for f in (folder, cli.only_run(whole)))
-    assert one == other
+    killed_and_resumed(main, lambda **more: small(**options | more), tmp_path, step=2)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import coin, jsonl, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
-from test_judge import Server, completion
-from test_methods_cli import kill_in_step, metrics, only_run, weights
+from servers import completion
 
-from common.args import parse_args
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
 from common.evaluation import Evaluation, compare_evaluations
@@ -40,8 +36,6 @@ from common.world.layouts import PROMPTS
 from methods import perception_r1
 from methods.perception_r1 import Args, grade, has_layout, score, visual_rewards
 
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=2, max_new_tokens=6, checkpoint_every=1,
-             log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
 ORACLE = open_judge("oracle", oracle=oracle)
 
 
@@ -180,10 +174,11 @@ def test_any_text_gets_a_reward(text):
 
 def test_long_texts_take_linear_time():
     many = 200_000
-    has_layout("<think>\n" + "\n</think>\n<answer>\n\\boxed{" * many + "\n</answer>")
-    verdicts("<info1>" * many)
-    verdicts("".join(f"<info{k}>1</info{k}>" for k in range(1, many)))
-    grade(Args(grader="math_verify"), ["<answer>" * many], [])
+    assert not has_layout("<think>\n" + "\n</think>\n<answer>\n\\boxed{" * many + "\n</answer>")
+    assert verdicts("<info1>" * many) == []
+    every = verdicts("".join(f"<info{k}>1</info{k}>" for k in range(1, many)))
+    assert len(every) > 1000 and set(every) == {1.0}  # of as much as is read at all
+    assert grade(Args(grader="math_verify"), ["<answer>" * many], [ask("")]) == [0.0]
 
 
 # -------------------------------------------------------------------------------------------- facts and effects
@@ -209,61 +204,46 @@ def test_perceived_counts_answers_that_state_everything(tmp_path):
     assert perceived(None, args, Evaluation(records, 2), tmp_path) is None
 
 
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.server.shutdown()
-    server.server.server_close()
-
-
 def test_make_facts_keeps_right_solutions_and_asks_for_what_was_seen(server, tmp_path, capsys):
     rows = [{"problem": f"AB is {n}. How long?", "answer": str(n), "response": f"so \\boxed{{{n - n % 2}}}"}
             for n in (2, 3, 4)]  # fmt: skip
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = jsonl(tmp_path / "d.jsonl", rows)
     server.script = [completion("Facts:\n<info1> AB has the label x</info1>\n<info2>a right angle</info2>")]
     out, judge = tmp_path / "facts.jsonl", f"{server.url},model=m"
-    perception_r1.main(Args(data=f"jsonl:{tmp_path}/d.jsonl", judge=judge, make_facts=str(out)))
-    made = [json.loads(line) for line in out.read_text().splitlines()]
+    perception_r1.main(Args(data=data, judge=judge, make_facts=str(out)))
     facts = "<info1> AB has the label x</info1><info2>a right angle</info2>"
-    assert made == [rows[0] | {"visual_key_info": facts}, rows[2] | {"visual_key_info": facts}]
+    assert read_lines(out) == [rows[0] | {"visual_key_info": facts}, rows[2] | {"visual_key_info": facts}]
     assert "2 of 3 rows" in capsys.readouterr().out and len(server.seen) == 2
     prompt = server.seen[0]["messages"][0]["content"]
     assert "AB is" in prompt and "so \\boxed" in prompt
     (tmp_path / "d.jsonl").write_text('{"problem": "q", "answer": "1"}\n')
     with pytest.raises(SightRLError, match="response"):
-        make_facts(judge, f"jsonl:{tmp_path}/d.jsonl", "", str(out), lambda *pair: [])
+        make_facts(judge, data, "", str(out), lambda *pair: [])
 
 
 # --------------------------------------------------------------------------------------------------- whole runs
 @pytest.fixture
-def coins(monkeypatch):
-    """A random model is never right and states nothing; verdicts that depend on the text alone give some spread."""
-    coin = lambda text, salt: zlib.crc32((salt + text).encode()) // 2 % 2  # noqa: E731
-    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: coin(text, ""))
+def coins(coin_grades, monkeypatch):
+    """A random model states nothing either: verdicts on its texts are coins too."""
     real = oracle
-    flip = lambda prompt: tagged([str(coin(prompt, str(k))) for k in range(len(tags(real(prompt))))])  # noqa: E731
+    flip = lambda prompt: tagged([str(coin(str(k) + prompt)) for k in range(len(tags(real(prompt))))])  # noqa: E731
     monkeypatch.setattr("common.tasks.facts.oracle", flip)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(out: Path, **options) -> Args:
-    return Args(out=str(out), **(SMALL | options))
+    return Args(**MINUTE | GROUPS | dict(out=str(out)) | options)
 
 
 @pytest.mark.usefixtures("coins")
 def test_two_steps_from_end_to_end(tmp_path, capsys):
     perception_r1.main(small(tmp_path, eval_every=2))
     folder = only_run(tmp_path)
-    rows, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    rows, final = metrics(folder), summary(folder)
     assert all(row["logp_mismatch"] < 1e-4 and row["grad_norm"] > 0 for row in rows)
     assert {"reward/accuracy", "reward/format", "reward/visual", "reward/ngram"} <= set(rows[0])
     assert rows[0]["reward/visual"] > 0 and "val/accuracy" in rows[1]
-    assert {"repetition rate", "fact recall", "all facts stated"} <= set(summary["effects"])
-    assert set(summary["own_comparison"]["mcnemar"]) == {"gained", "lost", "p"}
+    assert {"repetition rate", "fact recall", "all facts stated"} <= set(final["effects"])
+    assert set(final["own_comparison"]["mcnemar"]) == {"gained", "lost", "p"}
     assert (folder / "own_before.json").exists() and (folder / "own_after.json").exists()
     assert "McNemar's exact p" in capsys.readouterr().out and not (folder / "judge.jsonl").exists()
 
@@ -285,16 +265,15 @@ def test_data_with_a_column_and_a_judge_behind_an_address(server, tmp_path):
     server.script = lambda prompt: [completion("<info1>1</info1><info2>0</info2>")]
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"question": "How long?", "answer": "24", "image": "a.png", "visual_key_info": tagged(["a", "b"])}
-    (tmp_path / "data").mkdir()
     options = dict(data=f"jsonl:{tmp_path}/data,{tmp_path}", judge=f"{server.url},model=m", steps=1, eval_questions=1)
     for name in ("train", "test"):
-        (tmp_path / f"data/{name}.jsonl").write_text(json.dumps(row) + "\n")
+        write_lines(tmp_path / f"data/{name}.jsonl", [row])
     perception_r1.main(small(tmp_path / "runs", **options))
     folder = only_run(tmp_path / "runs")
     assert metrics(folder)[0]["reward/visual"] == pytest.approx(0.35, abs=1e-5)
-    assert json.loads((folder / "summary.json").read_text())["effects"]["fact recall"]["after"] == 0.5
+    assert summary(folder)["effects"]["fact recall"]["after"] == 0.5
     assert (folder / "judge.jsonl").stat().st_size > 0
-    (tmp_path / "data/train.jsonl").write_text(json.dumps({k: v for k, v in row.items() if k[0] != "v"}) + "\n")
+    write_lines(tmp_path / "data/train.jsonl", [{k: v for k, v in row.items() if k[0] != "v"}])
     with pytest.raises(SightRLError, match="has no column visual_key_info"):
         perception_r1.main(small(tmp_path / "other", **options))
     perception_r1.main(small(tmp_path / "blind", **options | {"visual_weight": 0.0, "judge": "oracle"}))
@@ -302,26 +281,13 @@ def test_data_with_a_column_and_a_judge_behind_an_address(server, tmp_path):
 
 @pytest.mark.usefixtures("coins")
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = dict(steps=3, judge_noise=0.2)
-    perception_r1.main(small(whole, **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(2)
-        perception_r1.main(small(broken, **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2
-    perception_r1.main(small(broken, **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+    killed_and_resumed(perception_r1.main, lambda **more: small(**options | more), tmp_path, step=2)
 
 
 # ------------------------------------------------------------------------------------------------------ options
 def test_published_values_of_the_card():
-    args = parse_args(Args, "", ["--preset", "paper-7b"], preset=perception_r1.PRESETS)
+    args = parse(perception_r1, "--preset", "paper-7b")
     published = dict(
         group_size=8, temperature=1.0, max_new_tokens=4096, prompts_per_step=128, mini_batch_prompts=0, lr=1e-6,
         weight_decay=1e-3, warmup_steps=14, steps=275, min_pixels=3136, max_pixels=1806336, visual_weight=0.7,

@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import signal
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,151 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from method_runs import assert_same_end, metrics, untimed
 from torch import nn
+from toy_run import Args, Stream, Toy, ToyVLM, train
 
 from common import checkpoint as checkpoints
 from common.errors import SightRLError, main_guard
 from common.progress import duration
 from common.run import Run
-
-ROOT = Path(__file__).resolve().parent.parent
-TIMES = ("seconds/", "tokens_per_second", "memory/")
-
-
-@dataclass
-class Args:
-    seed: int = 0
-    out: str = "runs"
-    run_name: str = ""
-    resume: str = ""
-    wandb: bool = False
-    checkpoint_every: int = 3
-    keep_checkpoints: int = 2
-    data: str = "world"
-    lr: float = 0.01
-    steps: int = 8
-
-
-class Toy(nn.Module):
-    """Tied weights, a buffer, dropout (so that torch's generator matters) and a frozen part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.base = nn.Linear(6, 6)
-        self.base.requires_grad_(False)
-        self.norm = nn.BatchNorm1d(6)
-        self.head = nn.Linear(6, 11, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        hidden = self.norm(self.base(self.embed(ids)))
-        return self.head(nn.functional.dropout(hidden, 0.3))
-
-
-class ToyVLM:
-    def __init__(self) -> None:
-        self.model = Toy()
-
-    def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        checkpoints.save_tensors(checkpoints.model_state(self.model), folder / "model.safetensors")
-
-
-class Stream:
-    """A data position with its own generator, a tuple and an integer-keyed dictionary in its state."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator, self.seen = np.random.default_rng(seed), {}
-
-    def next(self) -> int:
-        value = int(self.generator.integers(11))
-        self.seen[value] = self.seen.get(value, 0) + 1
-        return value
-
-    def state_dict(self) -> dict:
-        return {"generator": self.generator.bit_generator.state, "seen": self.seen, "pair": (1, None)}
-
-    def load_state_dict(self, state: dict) -> None:
-        assert state["pair"] == (1, None)
-        self.generator.bit_generator.state = state["generator"]
-        self.seen = state["seen"]
-
-
-def train(args: Args, stop_after: int | None = None, pause: float = 0.0) -> Run:
-    """A toy loop in the shape every method has. `stop_after` leaves without a word, as a crash would."""
-    run = Run(args, "toy", args.steps)
-    vlm, stream = ToyVLM(), Stream(args.seed)
-    optimizer = torch.optim.AdamW(vlm.trainable(), lr=args.lr)
-    for step in range(run.resume(vlm, optimizer, stream=stream), args.steps):
-        with run.phase("update"):
-            ids = torch.tensor([stream.next() for _ in range(8)])
-            noise = (
-                torch.rand((), generator=run.generator)
-                + run.rng.random()
-                + random.random()
-                + np.random.rand()
-            )
-            loss = nn.functional.cross_entropy(vlm.model(ids), ids) * noise
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            time.sleep(pause)
-        run.log(step, {"loss": loss.item(), "reward/mean": -loss.item(), "tokens": len(ids)})
-        run.log_rollouts(
-            step,
-            [
-                {
-                    "sample_id": f"toy:{step}",
-                    "image": np.full((4, 4, 3), step, np.uint8),
-                    "response": "é\ud800",
-                }
-            ],
-        )
-        if stop_after == step:
-            run.close()
-            return run
-        if run.checkpoint_due(step):
-            run.checkpoint(step, vlm, optimizer, stream=stream)
-        if run.stop_requested:
-            return run
-    run.finish({"accuracy": 0.5})
-    return run
-
-
-def metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
-    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in lines]
-
-
-def end_state(folder: Path) -> dict:
-    """Everything a finished run leaves that must not depend on interruptions."""
-    last = checkpoints.latest_checkpoint(folder / "checkpoints")
-    state = json.loads((last / "state.json").read_text())
-    state["state"]["dict"] = [
-        item for item in state["state"]["dict"] if item[0] not in ("elapsed", "positions")
-    ]
-    tensors = {n: load_file(last / f"{n}.safetensors") for n in ("model", "optimizer", "state")}
-    return {
-        "json": state,
-        "tensors": tensors,
-        "metrics": metrics(folder),
-        "rollouts": metrics(folder, "rollouts.jsonl"),
-    }
-
-
-def assert_same_end(left: Path, right: Path) -> None:
-    a, b = end_state(left), end_state(right)
-    for part, tensors in a["tensors"].items():
-        assert tensors.keys() == b["tensors"][part].keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, b["tensors"][part][name]), (part, name)
-    for part in ("json", "metrics", "rollouts"):
-        assert a[part] == b[part], part
 
 
 @pytest.fixture(autouse=True)
@@ -207,11 +68,9 @@ def test_plain_progress_without_terminal(tmp_path, capsys):
 def test_same_picture_is_stored_once(tmp_path):
     run = Run(Args(out=str(tmp_path)), "toy", 3)
     picture = np.zeros((4, 4, 3), np.uint8)
-    run.log_rollouts(
-        0,
-        [{"image": picture, "dependency": torch.tensor([0.1, float("nan")])}, {"images": [picture, picture]}],
-    )
-    lines = metrics(run.folder, "rollouts.jsonl")
+    dependency = torch.tensor([0.1, float("nan")])
+    run.log_rollouts(0, [{"image": picture, "dependency": dependency}, {"images": [picture, picture]}])
+    lines = untimed(run.folder / "rollouts.jsonl")
     assert len(list((run.folder / "images").iterdir())) == 1 and len(lines[1]["images"]) == 2
     assert lines[0]["dependency"] == [0.1, None]
     run.close()
@@ -245,9 +104,7 @@ def test_wandb_offline_without_account(tmp_path, monkeypatch):
 
 STATE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: (
-        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner)
-    ),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner),
     max_leaves=12,
 )
 
@@ -280,12 +137,8 @@ def test_optimizer_moments_keep_float32_beside_bfloat16_weights():
     optimizer = torch.optim.AdamW([weight])
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    optimizer.state[weight]["exp_avg"] = torch.tensor(
-        [0.1, 0.2, 0.3]
-    )  # float32, as a master-weight optimiser keeps it
-    state = checkpoints.unpack_state(
-        checkpoints.pack_state(optimizer.state_dict(), tensors := {}, "o"), tensors
-    )
+    optimizer.state[weight]["exp_avg"] = torch.tensor([0.1, 0.2, 0.3])  # float32, as a master-weight optimiser keeps it
+    state = checkpoints.unpack_state(checkpoints.pack_state(optimizer.state_dict(), tensors := {}, "o"), tensors)
     other = torch.optim.AdamW([weight])
     checkpoints.load_optimizer_state(other, state)
     assert torch.equal(other.state[weight]["exp_avg"], torch.tensor([0.1, 0.2, 0.3]))

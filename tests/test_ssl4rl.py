@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import close, read_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
-from test_methods_cli import kill_in_step, metrics, only_run, parse, weights
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from common.data import open_dataset
@@ -26,16 +24,8 @@ from common.world.layouts import PROMPTS
 from methods import ssl4rl
 from methods.ssl4rl import Args, effects_of, puzzles_of, reward
 
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=2, max_new_tokens=6, checkpoint_every=1,
-             log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = MINUTE | GROUPS
 
 
 @pytest.fixture
@@ -104,7 +94,7 @@ def test_golden_5_position_needs_room():
 def test_golden_6_advantages():
     rewards = torch.tensor([1, 0.5, 0, 0.25, 0.25])
     expected = torch.tensor([1.582509, 0.263751, -1.055005, -0.395627, -0.395627])
-    torch.testing.assert_close(group_advantages(rewards, 5), expected, atol=1e-5, rtol=0)
+    close(group_advantages(rewards, 5), expected, 1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- the puzzles
@@ -214,10 +204,10 @@ def test_any_text_gets_a_reward(text, task):
     assert reward(text, gold("3,2,1,4", task)) in (0, 0.25, 0.5, 0.75, 1)
 
 
-def test_long_texts_are_no_problem():
+def test_long_texts_earn_nothing_in_linear_time():
     for piece in ("<answer>", "</answer>", "assistant\n", "1,", ",", "0", "<answer>1,"):
         for task in ("jigsaw", "rotation"):
-            reward(piece * 200_000, gold("3,2,1,4", task))
+            assert reward(piece * 200_000, gold("3,2,1,4", task)) == 0
 
 
 # ------------------------------------------------------------------------------------------------- the options
@@ -255,12 +245,12 @@ def test_two_steps_from_end_to_end(tmp_path, coins, capsys):
     folder = only_run(tmp_path)
     for file in ("eval_before.json", "eval_after.json", "own_before.json", "own_after.json", "report.html"):
         assert (folder / file).stat().st_size > 0
-    rows, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    rows, final = metrics(folder), summary(folder)
     assert [row["step"] for row in rows] == [0, 1] and all(row["logp_mismatch"] < 1e-4 for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
     assert {"reward/puzzle", "kl", "accuracy", "no_answer"} <= set(rows[0]) and rows[0]["grad_norm"] > 0
-    assert "VQA what" in summary["effects"] and "own_comparison" in summary and "comparison" in summary
-    record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
+    assert "VQA what" in final["effects"] and "own_comparison" in final and "comparison" in final
+    record = read_lines(folder / "rollouts.jsonl")[0]
     assert record["task"] in puzzles.TASKS and set(record["rewards"]) == {"puzzle"}
 
 
@@ -284,24 +274,10 @@ def test_pictures_without_questions(tmp_path, coins, capsys):
     ssl4rl.main(Args(out=str(out), **SMALL | dict(data=f"images:{tmp_path}", steps=1)))
     folder = only_run(out)
     assert (folder / "own_after.json").exists() and not (folder / "eval_after.json").exists()
-    assert set(json.loads((folder / "summary.json").read_text())["effects"]) == {"position solved"}
+    assert set(summary(folder)["effects"]) == {"position solved"}
     assert (folder / "report.html").stat().st_size > 0
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, coins):
-    """kill -9 in the update of the third step, resumed: the same run to the last bit."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = SMALL | dict(steps=3, ssl="mix")
-    ssl4rl.main(Args(out=str(whole), **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(2)
-        ssl4rl.main(Args(out=str(broken), **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2 and not (folder / "model").exists()
-    ssl4rl.main(Args(out=str(broken), **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+    killed_and_resumed(ssl4rl.main, lambda **more: Args(**options | more), tmp_path, step=2)

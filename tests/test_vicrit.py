@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import zlib
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import coin, jsonl, read_lines, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, summary
 from PIL import Image
-from safetensors.torch import load_file
 
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
@@ -36,8 +33,6 @@ from common.world.layouts import ERRORS, PROMPTS, wrong_caption
 from methods import sft, vicrit
 
 PLATES = ("A car with orange license plates by a road.", "yellow license plates", "orange license plates")
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=2, max_new_tokens=6, checkpoint_every=1,
-             log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
 quick = settings(max_examples=300, deadline=None, derandomize=True)
 PIECES = [*"ab19 .,{}[]\\\"'“”-\n", "boxed{", "\\boxed{", "red ", "two ", "orange ", " an ", "left ", "Apple", "İ", "ß"]
 TEXT = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
@@ -208,11 +203,6 @@ def picture(folder: Path, name: str = "a.png", color: str = "red", size: int = 5
     return name
 
 
-def table(folder: Path, rows: list[dict]) -> str:
-    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return f"jsonl:{folder}/d.jsonl"
-
-
 def test_ready_made_phrases_are_used_and_a_missing_caption_is_one_sentence(tmp_path):
     meta = {"original_noun_phrases": ["a blue cup"], "changed_noun_phrases": ["a red cup"]}
     sample = Sample("1", "There is a red cup.", '["a red cup"]', "color", [], meta=meta)
@@ -222,7 +212,7 @@ def test_ready_made_phrases_are_used_and_a_missing_caption_is_one_sentence(tmp_p
     assert error_in(sample) is None and vocabulary([sample]) == frozenset()
     with pytest.raises(SightRLError, match="has no caption; name its column"):
         error_in(Sample("2", "What color?", "red", "t", []))
-    source = table(tmp_path, [{"image": picture(tmp_path), "text": "x"}])
+    source = jsonl(tmp_path / "d.jsonl", [{"image": picture(tmp_path), "text": "x"}])
     data = open_dataset(source, "train", columns="question=text,answer=text")
     with pytest.raises(SightRLError, match="line 1: no word of the caption can be exchanged; write a longer one"):
         WrongCaptions(data.samples, "{caption}")[0]
@@ -239,48 +229,31 @@ def test_controls_exchange_or_blank_the_pictures():
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
-@pytest.fixture(autouse=True)
-def one_thread_and_coin_grades(request, monkeypatch):
-    """In runs, a grade that depends on the text alone: a random model is never right."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    if "tmp_path" in request.fixturenames:
-        lots = lambda text, *_, **__: zlib.crc32(text.encode()) // 2 % 2  # noqa: E731
-        monkeypatch.setattr("common.tasks.captions.names_error", lots)
-        monkeypatch.setattr("common.rewards.last_boxed", lambda text: text)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def coins(monkeypatch):
+    """A random model finds no error: whether it did depends on its text alone."""
+    monkeypatch.setattr("common.tasks.captions.names_error", coin)
+    monkeypatch.setattr("common.rewards.last_boxed", lambda text: text)
 
 
 def small(out: Path, **options) -> vicrit.Args:
-    return vicrit.Args(out=str(out), **(SMALL | options))
+    return vicrit.Args(**MINUTE | GROUPS | dict(out=str(out)) | options)
 
 
-def only_run(out: Path) -> Path:
-    (folder,) = out.iterdir()
-    return folder
-
-
-def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("seconds/", "memory/", "tokens_per"))} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for f in sorted((folder / "model").glob("*.safetensors")) for k, v in load_file(f).items()}
-
-
-def test_two_steps_from_end_to_end(tmp_path):
+def test_two_steps_from_end_to_end(coins, tmp_path):
     vicrit.main(small(tmp_path))
     folder = only_run(tmp_path)
-    rows, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    rows, final = metrics(folder), summary(folder)
     assert [row["step"] for row in rows] == [0, 1] and all(row["grad_norm"] > 0 for row in rows)
     assert all(row["logp_mismatch"] < 1e-4 for row in rows)
     assert {"finds errors, released scorer", "finds errors, shuffled pictures", "finds errors, blank pictures"} < set(
-        summary["effects"])  # fmt: skip
-    assert summary["own_after"]["overall"]["questions"] == summary["after"]["overall"]["questions"] == 6
-    assert set(summary["own_after"]["tasks"]) <= set(ERRORS)
-    record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
+        final["effects"])  # fmt: skip
+    assert final["own_after"]["overall"]["questions"] == final["after"]["overall"]["questions"] == 6
+    assert set(final["own_after"]["tasks"]) <= set(ERRORS)
+    record = read_lines(folder / "rollouts.jsonl")[0]
     assert record["question"].startswith("Caption: ") and set(record["rewards"]) == {"answer", "format"}
 
 
@@ -289,21 +262,20 @@ def test_two_steps_from_end_to_end(tmp_path):
     dict(images="shuffled", extra_words=0, filter_groups="std", max_rounds=1, format_weight=0.0, entropy_coef=0.01),
     dict(kl_coef=0.1, mini_batch_prompts=2, recompute_old_logps=True, dual_clip=3.0, mask_truncated=True),
 ])  # fmt: skip
-def test_other_options_run(options, tmp_path):
+def test_other_options_run(options, coins, tmp_path):
     vicrit.main(small(tmp_path, **(dict(steps=1, eval_questions=0) | options)))
     assert (only_run(tmp_path) / "summary.json").exists()
 
 
-def test_captions_of_ones_own_without_questions(tmp_path):
+def test_captions_of_ones_own_without_questions(coins, tmp_path):
     captions = [f"A red car and two {what}." for what in ("trees", "dogs", "houses", "cats")] + ["It is so."]
     rows = [{"image": picture(tmp_path, f"{i}.png"), "caption": text} for i, text in enumerate(captions)]
-    (tmp_path / "data").mkdir()
     for name in ("train", "test"):
-        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"data/{name}.jsonl", rows)
     vicrit.main(small(tmp_path / "runs", data=f"jsonl:{tmp_path}/data,{tmp_path}", steps=2, bad_rows="skip"))
-    summary = json.loads((only_run(tmp_path / "runs") / "summary.json").read_text())
-    assert "own_after" in summary and "after" not in summary  # no questions, so no transfer to measure
-    assert "no word of the caption can be exchanged" in summary["skipped"][0]
+    final = summary(only_run(tmp_path / "runs"))
+    assert "own_after" in final and "after" not in final  # no questions, so no transfer to measure
+    assert "no word of the caption can be exchanged" in final["skipped"][0]
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -313,25 +285,9 @@ def test_options_without_sense_are_refused(options, message, tmp_path):
         vicrit.main(small(tmp_path, **options))
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    vicrit.main(small(whole, images="shuffled", steps=3))
-    pid = os.fork()
-    if pid == 0:
-        plain, calls = torch.optim.AdamW.step, []
-        torch.optim.AdamW.step = lambda self, *a, **k: (
-            calls.append(1), os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else None, plain(self, *a, **k))
-        vicrit.main(small(broken, images="shuffled", steps=3))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2
-    vicrit.main(small(broken, images="shuffled", steps=3, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
-    effects = [json.loads((f / "summary.json").read_text())["effects"] for f in (folder, only_run(whole))]
-    assert effects[0] == effects[1]
+def test_killed_and_resumed_equals_uninterrupted(coins, tmp_path):
+    options = dict(images="shuffled", steps=3)
+    killed_and_resumed(vicrit.main, lambda **more: small(**options | more), tmp_path, step=2)
 
 
 def test_captions_as_targets_of_supervised_training(tmp_path):

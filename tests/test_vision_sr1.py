@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import close, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import (
+    MINUTE,
+    ONE_STEP,
+    TableModel,
+    killed_and_resumed,
+    metrics,
+    only_run,
+    stand_in,
+    summary,
+    table_rollout,
+)
 from PIL import Image
-from test_methods_cli import kill_in_step, metrics, only_run, weights
 
 from common.args import parse_args
 from common.data import Sample
@@ -121,32 +128,13 @@ RESPONSES = [written("a red square", "so", 3), "<think>no description</think> \\
 REPLIES = ["<think>so</think> \\boxed{4}", "\\boxed{3}"]
 
 
-class TableModel:
-    """Stands in for a VLM: its parameters are tables of the log-probs of the two passes."""
-
-    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
-
-    def __init__(self):
-        self.tables = [torch.nn.Parameter(old.clone()) for old in OLD]
-
-    def trainable(self):
-        return self.tables
-
-    def save(self, folder):
-        folder.mkdir()
-
-
 def run_with_tables(monkeypatch, folder, **options):
     """(gradients of the two tables, texts of the second pass's prompts, metrics)"""
-    from common.rollout import Rollout
-
     read = []
 
     def answered(vlm, prompts, group_size, **_):
         which = int(group_size == 1)
-        texts = (RESPONSES, REPLIES)[which]
-        return Rollout(prompts, group_size, torch.ones_like(OLD[which]).long(), MASKS[which], OLD[which],
-                       torch.zeros(2).bool(), texts, None)  # fmt: skip
+        return table_rollout(prompts, (RESPONSES, REPLIES)[which], MASKS[which], OLD[which])
 
     def second_prompt(vlm, template, **fields):
         read.append(fields["description"])
@@ -157,23 +145,14 @@ def run_with_tables(monkeypatch, folder, **options):
         logps = vlm.tables[1][[p.row for p in prompts]] if second else vlm.tables[0]
         return logps[:, : mask.shape[1]] * mask, torch.zeros(mask.shape)
 
-    vlm, gradients = TableModel(), [None, None]
-    for which, table in enumerate(vlm.tables):
-        table.register_hook(lambda gradient, which=which: gradients.__setitem__(which, gradient.clone()))
-    prompt = SimpleNamespace(images=[np.zeros((28, 28, 3), np.uint8)], input_ids=torch.zeros(3))
-    stream = SimpleNamespace(next=lambda n: [EXAMPLE], state_dict=dict, dataset=SimpleNamespace(skipped=[]))
-    for name, fake in {
-        "common.training.load_model": lambda args, needs_reference: vlm,
-        "common.training.load_stream": lambda args: stream,
-        "common.training.make_prompt": lambda vlm, sample, template: prompt,
+    vlm = TableModel(*OLD)
+    stand_in(monkeypatch, vlm, [EXAMPLE], {
         "common.training.make_text_prompt": second_prompt,
         "common.rollout.rollout": answered,
         "common.logprob.response_logps": table_logps,
-    }.items():
-        monkeypatch.setattr(name, fake)
-    main(Args(out=str(folder), steps=1, eval_questions=0, log_rollouts_every=0, group_size=2, prompts_per_step=1,
-              kl_coef=0.0, **options))  # fmt: skip
-    return gradients, read, metrics(only_run(folder))[0]
+    })  # fmt: skip
+    main(Args(out=str(folder), **ONE_STEP, group_size=2, kl_coef=0.0, **options))
+    return [sum(seen) if seen else None for seen in vlm.gradients], read, metrics(only_run(folder))[0]
 
 
 def expected_gradient(which: int, rewards: list[float], std: float, weight: float) -> torch.Tensor:
@@ -197,36 +176,28 @@ def test_separate_advantages_train_both_passes(monkeypatch, tmp_path):
     assert read == ["a red square", ""]
     expected = [expected_gradient(0, [1.1, 0.0], 0.55, 0.5), expected_gradient(1, [0.1, 1.0], 0.45, 0.5)]
     for gradient, wanted in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient.double(), wanted, atol=1e-6, rtol=0)
+        close(gradient, wanted)
 
 
 def test_without_self_reward_nothing_is_asked_twice(monkeypatch, tmp_path):
     gradients, read, row = run_with_tables(monkeypatch, tmp_path, self_reward=False)
     assert read == [] and row["tokens"] == 5 and "reward/self" not in row
     wanted = expected_gradient(0, [1.0, 0.0], float(np.std([1, 0], ddof=1)), 1.0)
-    torch.testing.assert_close(gradients[0].double(), wanted, atol=1e-6, rtol=0)
+    close(gradients[0], wanted)
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=1, eval_k=2, max_new_tokens=5, checkpoint_every=1,
-             prompts_per_step=2, group_size=2, log_rollouts_every=1)  # fmt: skip
-
-
-@pytest.fixture
-def coin_grades(monkeypatch):
-    """A random model is never right; a grade that depends on the text alone gives the groups some spread."""
-    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: zlib.crc32(text.encode()) // 2 % 2)
-    torch.set_num_threads(1)
+SMALL = MINUTE | dict(eval_questions=1, max_new_tokens=5, prompts_per_step=2, group_size=2)
 
 
 def test_two_steps_with_every_part(coin_grades, tmp_path):
     main(Args(out=str(tmp_path), **SMALL))
-    rows, summary = metrics(only_run(tmp_path)), json.loads((only_run(tmp_path) / "summary.json").read_text())
+    rows, effects = metrics(only_run(tmp_path)), summary(only_run(tmp_path))["effects"]
     assert all(row["logp_mismatch"] < 1e-4 and row["kl"] >= 0 and row["grad_norm"] is not None for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
     assert all(row["second/no_description"] == 1 for row in rows)
     names = {"language shortcut rate", "leak rate", "description recall", "accuracy on test_counter", "response length"}
-    assert set(summary["effects"]) == names and summary["effects"]["leak rate"]["after"] == 1
+    assert set(effects) == names and effects["leak rate"]["after"] == 1
 
 
 @pytest.mark.parametrize(
@@ -246,26 +217,14 @@ def test_other_options_run(options, coin_grades, tmp_path):
 def test_own_data_with_a_picture_mark(coin_grades, tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"question": "<image> What color is it?", "answer": "red", "image": "a.png"}
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(2)))
-    options = SMALL | dict(steps=1, eval_questions=0)
-    main(Args(out=str(tmp_path / "runs"), data=f"jsonl:{tmp_path}/d.jsonl", **options))
+    options = SMALL | dict(steps=1, eval_questions=0, data=jsonl(tmp_path / "d.jsonl", [row, row]))
+    main(Args(out=str(tmp_path / "runs"), **options))
     assert metrics(only_run(tmp_path / "runs"))[0]["tokens"] > 0
 
 
 def test_killed_and_resumed_equals_uninterrupted(coin_grades, tmp_path):
-    whole, broken, options = tmp_path / "whole", tmp_path / "broken", SMALL | dict(eval_questions=0, combine="separate")
-    main(Args(out=str(whole), **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(1)
-        main(Args(out=str(broken), **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    main(Args(out=str(broken), **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+    options = SMALL | dict(eval_questions=1, combine="separate")
+    killed_and_resumed(main, lambda **more: Args(**options | more), tmp_path, step=1)
 
 
 def test_the_plan_knows_the_models(capsys):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import close, coin, jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import (
+    MINUTE,
+    ONE_STEP,
+    TableModel,
+    killed_and_resumed,
+    metrics,
+    only_run,
+    stand_in,
+    summary,
+    table_rollout,
+)
 from PIL import Image
-from test_methods_cli import kill_in_step, metrics, only_run, weights
 
 from common.args import parse_args
 from common.data import Sample
@@ -149,19 +156,10 @@ assert (REF - OLD).max() > 2.7  # there k3 is above 10, where verl cuts it and T
 TEXTS = [written("red"), "<answer>blue</answer>", written("red", "so it is red")]
 
 
-class TableModel:
-    """Stands in for a VLM: its only parameter is the table of current log-probs."""
+class TableModelWithReference(TableModel):
+    """It has a reference model, which REF gives the log-probs of."""
 
-    model, device, eos_ids, shards, asking_reference = None, torch.device("cpu"), [0], [], False
-
-    def __init__(self):
-        self.table = torch.nn.Parameter(OLD.clone())
-
-    def trainable(self):
-        return [self.table]
-
-    def save(self, folder):
-        folder.mkdir()
+    asking_reference = False
 
     def reference(self):
         return self
@@ -174,34 +172,21 @@ class TableModel:
 
 
 def test_main_reproduces_reward_and_gradient_in_float64(monkeypatch, tmp_path):
-    from common.rollout import Rollout
-
     captions = []
 
     def answered(vlm, prompts, group_size, **_):
         texts = TEXTS if group_size > 1 else ["red", "Hacking Sample"]
-        n = len(texts)
-        return Rollout(prompts, group_size, torch.ones(n, 3).long(), MASK[:n], OLD[:n], torch.zeros(n).bool(), texts,
-                       None)  # fmt: skip
+        return table_rollout(prompts, texts, MASK[: len(texts)], OLD[: len(texts)])
 
-    vlm, gradients = TableModel(), []
-    vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
-    prompt = SimpleNamespace(images=[np.zeros((28, 28, 3), np.uint8)], input_ids=torch.zeros(3))
-    stream = SimpleNamespace(next=lambda n: [sample("red", "other")], state_dict=dict,
-                             dataset=SimpleNamespace(skipped=[]))  # fmt: skip
-    for name, fake in {
-        "common.training.load_model": lambda args, needs_reference: vlm,
-        "common.training.load_stream": lambda args: stream,
-        "common.training.make_prompt": lambda vlm, sample, template: prompt,
+    vlm = TableModelWithReference(OLD)
+    stand_in(monkeypatch, vlm, [sample("red", "other")], {
         "common.training.make_text_prompt": lambda vlm, template, **fields: captions.append(fields["caption"]),
         "common.rollout.rollout": answered,
         "common.logprob.response_logps": lambda vlm, prompts, tokens, mask, **_: (
             (REF if vlm.asking_reference else vlm.table) * mask, torch.zeros(mask.shape)),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(name, fake)
+    })  # fmt: skip
     # The first of two steps anneals nothing, so a half-spent budget of tokens is what makes beta fall here.
-    main(Args(out=str(tmp_path), steps=2, budget_tokens=16, eval_questions=0, log_rollouts_every=0, group_size=3,
-              prompts_per_step=1))  # fmt: skip
+    main(Args(out=str(tmp_path), **ONE_STEP | dict(steps=2), budget_tokens=16, group_size=3))
     assert captions[:2] == ["a red square", "so it is red"]
     rows = metrics(only_run(tmp_path))
     assert [row["beta"] for row in rows] == pytest.approx([0.04, 0.02 * (1 + np.cos(np.pi * 13 / 16))])
@@ -212,32 +197,28 @@ def test_main_reproduces_reward_and_gradient_in_float64(monkeypatch, tmp_path):
     kl_slope = 1 - np.exp(REF.double().numpy() - OLD.double().numpy())  # of k3 with respect to log p
     mask = MASK.double().numpy()
     expected = (-A[:, None] + 0.04 * kl_slope) * mask / mask.sum(1, keepdims=True) / 3
-    torch.testing.assert_close(gradients[0].double(), torch.tensor(expected), atol=1e-6, rtol=0)
+    close(vlm.gradients[0][0], expected)
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=1, eval_k=2, max_new_tokens=5, checkpoint_every=1,
-             prompts_per_step=2, group_size=2, log_rollouts_every=1)  # fmt: skip
+SMALL = MINUTE | dict(eval_questions=1, max_new_tokens=5, prompts_per_step=2, group_size=2)
 
 
 @pytest.fixture
-def coin_grades(monkeypatch):
-    """A random model is never right and never captions; what depends on the text alone gives the groups some spread."""
-    coin = lambda text: zlib.crc32(text.encode()) // 2 % 2  # noqa: E731
-    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: coin(text))
-    monkeypatch.setattr("methods.visionary_r1.accuracy", lambda text, sample: coin(text))
+def coin_grades(coin_grades, monkeypatch):
+    """A random model never captions either."""
+    monkeypatch.setattr("methods.visionary_r1.accuracy", coin)
     monkeypatch.setattr("methods.visionary_r1.caption_of", lambda text: text if coin(text + "!") else None)
-    torch.set_num_threads(1)
 
 
 def test_two_steps_with_every_part(coin_grades, tmp_path):
     main(Args(out=str(tmp_path), **SMALL))
-    rows, summary = metrics(only_run(tmp_path)), json.loads((only_run(tmp_path) / "summary.json").read_text())
+    rows, effects = metrics(only_run(tmp_path)), summary(only_run(tmp_path))["effects"]
     assert all(row["logp_mismatch"] < 1e-4 and row["kl"] >= 0 and row["grad_norm"] is not None for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)
     assert [row["beta"] for row in rows] == pytest.approx([0.04, 0.02]) and "reward/caption" in rows[0] | rows[1]
     names = {"language shortcut rate", "leak rate", "description recall", "accuracy on test_counter", "response length"}
-    assert set(summary["effects"]) == names
+    assert set(effects) == names
 
 
 @pytest.mark.parametrize(
@@ -257,23 +238,10 @@ def test_own_data_with_problem_types(tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"problem": "<image> What is written?", "solution": "<answer>stop</answer>", "image": "a.png"}
     rows = [row | {"problem_type": kind} for kind in ("OCR", "free-form", "numerical")]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = SMALL | dict(steps=1, eval_questions=0)
-    main(Args(out=str(tmp_path / "runs"), data=f"jsonl:{tmp_path}/d.jsonl", **options))
+    options = SMALL | dict(steps=1, eval_questions=0, data=jsonl(tmp_path / "d.jsonl", rows))
+    main(Args(out=str(tmp_path / "runs"), **options))
     assert metrics(only_run(tmp_path / "runs"))[0]["tokens"] > 0
 
 
 def test_killed_and_resumed_equals_uninterrupted(coin_grades, tmp_path):
-    whole, broken, options = tmp_path / "whole", tmp_path / "broken", SMALL | dict(eval_questions=0)
-    main(Args(out=str(whole), **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(1)
-        main(Args(out=str(broken), **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    main(Args(out=str(broken), **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+    killed_and_resumed(main, lambda **more: Args(**SMALL | more), tmp_path, step=1)

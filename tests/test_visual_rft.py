@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import GROUPS, MINUTE, killed_and_resumed, metrics, only_run, parse, summary
 from PIL import Image
-from safetensors.torch import load_file
 
 from common.data import Dataset, Sample, Stream, open_dataset
 from common.detection import NOTHING, match_by_confidence, read_corners, read_detections
@@ -202,7 +201,7 @@ def test_any_text_earns_something_in_range(text):
 def test_parsers_take_linear_time():
     for piece in ("<answer>", "</think> ", "<answer>\n", "(1,", "( ", "[[", "},", "{'Position': [1, 2, 3, 4], "):
         text = "<think>" + piece * (400_000 // len(piece)) + "</answer>"
-        rewards_of(Args(), text, DETECT), grade(text, asked("ground", "(1,2),(3,4)"))
+        assert rewards_of(Args(), text, DETECT)["iou"] == grade(text, asked("ground", "(1,2),(3,4)")) == 0
 
 
 # ----------------------------------------------------------------------------------------------------- the questions
@@ -212,14 +211,12 @@ def test_the_tiny_prompt_is_the_one_that_was_taught():
 
 
 def test_published_values():
-    from common.args import parse_args
-
-    args = parse_args(Args, "", ["--preset", "paper-7b"], preset=visual_rft.PRESETS)
+    args = parse(visual_rft, "--preset", "paper-7b")
     published = dict(model="Qwen/Qwen2-VL-7B-Instruct", group_size=4, temperature=1.0, top_p=1.0, lr=1e-6, kl_coef=0.04,
                      max_pixels=401408, prompts_per_step=16, frame="thousand", max_new_tokens=256, steps=200,
                      train_vision=True, symbolic_check=False, iou_denominator="larger")  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
-    assert parse_args(Args, "", ["--preset", "paper-2b"], preset=visual_rft.PRESETS).group_size == 8
+    assert parse(visual_rft, "--preset", "paper-2b").group_size == 8
     for word in ("<think>", "</answer>", "'Position'", "'Confidence'", "No Objects", "(x1,y1),(x2,y2)", "1000"):
         assert word in args.own_prompt
 
@@ -315,13 +312,13 @@ def test_effects_from_an_evaluation():
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=3, eval_k=1, max_new_tokens=6, checkpoint_every=1,
-             log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = MINUTE | GROUPS | dict(eval_questions=3, eval_k=1)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """One thread; a random model earns nothing, so a term that depends on the text alone gives groups some spread."""
+    """A random model earns nothing, so a term that depends on the text alone gives groups some spread."""
     plain = visual_rft.rewards_of
 
     def coin(args, text, sample, same=0.0):
@@ -329,27 +326,16 @@ def quick(monkeypatch):
         return plain(args, text, sample, same) | toss
 
     monkeypatch.setattr(visual_rft, "rewards_of", coin)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(out: Path, **options) -> Path:
     visual_rft.main(Args(out=str(out), **(SMALL | options)))
-    (folder,) = out.iterdir()
-    return folder
-
-
-def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    times = ("seconds/", "memory/", "tokens_per_second")
-    return [{name: value for name, value in row.items() if not name.startswith(times)} for row in rows]
+    return only_run(out)
 
 
 def test_two_steps_from_end_to_end(tmp_path):
     folder = run(tmp_path)
-    rows, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    rows, final = metrics(folder), summary(folder)
     assert [row["step"] for row in rows] == [0, 1] and all(row["logp_mismatch"] < 1e-4 for row in rows)
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows) and "kl" in rows[0]
     assert {"reward/format", "reward/coin", "grad_norm", "groups/used"} <= set(rows[0])
@@ -357,7 +343,7 @@ def test_two_steps_from_end_to_end(tmp_path):
         assert (folder / f"{name}.json").stat().st_size > 0
     own = json.loads((folder / "own_after.json").read_text())["records"]
     assert {r["split"] for r in own} == {"test", "test_combo"} and {r["task"] for r in own} > {"detect"}
-    assert summary["own_after"] and isinstance(summary["effects"], dict)
+    assert final["own_after"] and isinstance(final["effects"], dict)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +413,7 @@ def write_table(folder: Path) -> str:
     answers = [listed(((10, 10, 500, 500), 1.0)), "(1,2),(30,40)", "red"]
     rows = [{"problem": f"Question {i}?", "solution": said(answers[i % 3]), "image": "a.png"} for i in range(6)]
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{split}.jsonl", rows)
     return f"jsonl:{folder}"
 
 
@@ -452,30 +438,9 @@ def test_pictures_with_boxes(tmp_path):
     folder = run(tmp_path / "runs", steps=1, data=f"voc:{voc}", shots=1)
     own = json.loads((folder / "own_before.json").read_text())["records"]
     assert own and all(r["task"] == "detect" and r["split"] == "test" for r in own)
-    assert json.loads((folder / "summary.json").read_text())["effects"]["mAP"] == {"before": 0.0, "after": 0.0}
+    assert summary(folder)["effects"]["mAP"] == {"before": 0.0, "after": 0.0}
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """kill -9 in the update of the second step, resumed: the same run to the last bit."""
-    options = dict(steps=2, eval_questions=0, kinds="detect", max_new_tokens=4)
-    whole = run(tmp_path / "whole", **options)
-    if (pid := os.fork()) == 0:
-        plain, calls = torch.optim.AdamW.step, []
-
-        def deadly(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return plain(self, *args, **kwargs)
-
-        torch.optim.AdamW.step = deadly
-        run(tmp_path / "broken", **options)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    (broken,) = (tmp_path / "broken").iterdir()
-    assert len(metrics(broken)) == 1
-    run(tmp_path / "broken", **options, resume=str(broken))
-    assert metrics(broken) == metrics(whole)
-    files = [sorted((folder / "model").glob("*.safetensors")) for folder in (whole, broken)]
-    first, second = ({k: v for file in part for k, v in load_file(file).items()} for part in files)
-    assert first and all(torch.equal(value, second[key]) for key, value in first.items())
+    options = SMALL | dict(kinds="detect", max_new_tokens=4)
+    killed_and_resumed(visual_rft.main, lambda **more: Args(**options | more), tmp_path, step=1)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import close, jsonl, read_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_runs import (
+    GROUPS,
+    MINUTE,
+    ONE_STEP,
+    TableModel,
+    killed_and_resumed,
+    metrics,
+    only_run,
+    stand_in,
+    summary,
+    table_rollout,
+)
 from PIL import Image
-from test_methods_cli import kill_in_step, metrics, only_run, weights
 
 from common.args import PROMPT
 from common.data import Sample, open_dataset
 from common.errors import SightRLError
 from common.grpo import group_advantages
-from common.rollout import Rollout
 from common.world.layouts import PROMPTS
 from methods import visurf
 from methods.visurf import Args, control, effects_of, main, marks, score, task_of
@@ -28,12 +37,7 @@ from methods.visurf import Args, control, effects_of, main, marks, score, task_o
 FULL = '<think>Looking for it: b2.</think> <answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer>'
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sample(answer: str, answer_type: str = "boxes", **meta: object) -> Sample:
@@ -49,11 +53,6 @@ def rewards_of(label: float, rollouts: list[float], **options) -> torch.Tensor:
 
 def advantages(label: float, rollouts: list[float], **options) -> torch.Tensor:
     return group_advantages(rewards_of(label, rollouts, **options), 1 + len(rollouts), eps=Args().advantage_eps)
-
-
-def close(actual, expected, tolerance=1e-6):
-    expected = torch.as_tensor(expected)
-    torch.testing.assert_close(torch.as_tensor(actual), expected, atol=tolerance, rtol=0, check_dtype=False)
 
 
 # --------------------------------------------------------------------------------------------- golden vectors
@@ -115,49 +114,23 @@ NEW = torch.tensor([[-0.6, -0.6, -0.3], [-0.5, -0.7, -0.6], [-0.3, -0.9, 0.0], [
 MASK = OLD.ne(0)  # the label first, then four rollouts
 
 
-class TableModel:
-    """Stands in for a VLM: its only parameter is the table of current log-probs."""
-
-    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
-
-    def __init__(self, table: torch.Tensor):
-        self.table = torch.nn.Parameter(table.clone())
-
-    def trainable(self):
-        return [self.table]
-
-    def save(self, folder):
-        folder.mkdir()
-
-
 def gradient_of(monkeypatch, out: Path, now: torch.Tensor, texts: list[str], **options) -> torch.Tensor:
     """d loss / d log-probs of the first step: rows of the table are the label and four rollouts."""
     gold = sample('[{"bbox_2d": [10, 20, 30, 40]}]')
-    prompt = SimpleNamespace(images=[], input_ids=torch.zeros(3))
 
-    def rows(part: slice, texts: list[str]) -> Rollout:
-        n = len(texts)
-        return Rollout([prompt], n, torch.ones(n, 3).long(), MASK[part], OLD[part], torch.zeros(n).bool(), texts, None)
+    def rows(prompts: list, part: slice, texts: list[str]):
+        return table_rollout(prompts, texts, MASK[part], OLD[part])
 
-    vlm, gradients = TableModel(now), [torch.zeros_like(now)]
+    vlm = TableModel(now)
     first = 0 if options.get("variant") != "grpo" else 1
-    vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
-    for name, fake in {
-        "common.training.load_model": lambda args: vlm,
-        "common.training.load_stream": lambda args: SimpleNamespace(
-            next=lambda n: [gold], state_dict=dict, dataset=SimpleNamespace(skipped=[])
-        ),
-        "common.training.make_prompt": lambda vlm, sample, template: prompt,
-        "common.rollout.rollout": lambda vlm, prompts, group_size, **rest: rows(slice(1, 5), texts),
-        "common.rollout.forced_rollout": lambda vlm, prompts, texts, **rest: rows(slice(0, 1), texts),
-        "common.logprob.response_logps": lambda vlm, prompts, tokens, mask, **rest: (
+    stand_in(monkeypatch, vlm, [gold], {
+        "common.rollout.rollout": lambda vlm, prompts, group_size, **_: rows(prompts, slice(1, 5), texts),
+        "common.rollout.forced_rollout": lambda vlm, prompts, texts, **_: rows(prompts, slice(0, 1), texts),
+        "common.logprob.response_logps": lambda vlm, prompts, tokens, mask, **_: (
             vlm.table[first : first + len(tokens)] * mask, torch.zeros(mask.shape)),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(name, fake)
-    main(
-        Args(out=str(out), steps=1, eval_questions=0, log_rollouts_every=0, group_size=4, prompts_per_step=1, **options)
-    )
-    return sum(gradients)
+    })  # fmt: skip
+    main(Args(out=str(out), **ONE_STEP, group_size=4, **options))
+    return sum(vlm.gradients[0], torch.zeros_like(now))
 
 
 FAIL = '<think>so</think> <answer>[{"bbox_2d": [50, 60, 70, 80]}]</answer>'
@@ -273,35 +246,9 @@ def test_the_answer_is_read_after_the_thought():
 
 
 PIECES = st.sampled_from(
-    [
-        "<think>",
-        "</think>",
-        "<answer>",
-        "</answer>",
-        "[",
-        "]",
-        "{",
-        "}",
-        '"bbox_2d": ',
-        "[1, 2, 3, 4]",
-        ",",
-        "\\boxed{",
-        "}",
-        "1e999",
-        "NaN",
-        "-1",
-        "null",
-        '"',
-        "\\",
-        "```json",
-        "9" * 5000,
-        "\ud800",
-        "\x00",
-        " ",
-        '[{"bbox_2d": [10, 20, 30, 40]}]',
-        '"label": {}',
-    ]
-)
+    ["<think>", "</think>", "<answer>", "</answer>", "[", "]", "{", "}", '"bbox_2d": ', "[1, 2, 3, 4]", ",", "\\boxed{",
+     "1e999", "NaN", "-1", "null", '"', "\\", "```json", "9" * 5000, "\ud800", "\x00", " ",
+     '[{"bbox_2d": [10, 20, 30, 40]}]', '"label": {}'])  # fmt: skip
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join),
                   st.lists(PIECES, max_size=20).map(lambda parts: f"<answer>{''.join(parts)}</answer>"))  # fmt: skip
 
@@ -309,12 +256,8 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join),
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_marks_are_total(text):
-    for gold in (
-        sample("[]"),
-        sample('[{"bbox_2d": [10, 20, 30, 40]}]'),
-        sample("3", "number"),
-        sample("yes", "yesno"),
-    ):
+    boxes = '[{"bbox_2d": [10, 20, 30, 40]}]'
+    for gold in (sample("[]"), sample(boxes), sample("3", "number"), sample("yes", "yesno")):
         assert all(0 <= mark <= 1 for mark in marks(text, gold))
 
 
@@ -324,14 +267,13 @@ def test_marks_are_total(text):
 def test_long_responses_take_linear_time(unit):
     text = unit * 100_000
     for gold in (sample('[{"bbox_2d": [10, 20, 30, 40]}]'), sample("3", "number")):
-        marks(text, gold), marks(f"<answer>{text}</answer>", gold), marks(f"<think>{text}</think>{text}", gold)
+        for written in (text, f"<answer>{text}</answer>", f"<think>{text}</think>{text}"):
+            assert marks(written, gold)[2] == 0
 
 
 # -------------------------------------------------------------------------------------------------------- runs
 def small(out: Path, **options) -> Args:
-    defaults = dict(model="random:qwen2_5_vl", steps=2, eval_questions=0, eval_k=2, max_new_tokens=6,
-                    checkpoint_every=1, log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
-    return Args(out=str(out), **(defaults | options))
+    return Args(**MINUTE | GROUPS | dict(out=str(out), eval_questions=0) | options)
 
 
 def coin(text: str, sample: Sample) -> tuple[float, float, float]:
@@ -348,11 +290,11 @@ def test_two_steps_from_the_outside(tmp_path, capsys):
     # nothing that a random model writes earns a mark, so every label stands out: A_y of (3, 0, 0, 0)
     assert all(row["label/advantage"] == pytest.approx(1.5, abs=1e-4) and row["groups/used"] == 3 for row in rows)
     assert all(row["logp_mismatch"] < 1e-4 and row["grad_norm"] > 0 and row["entropy"] > 0 for row in rows)
-    records = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    records = read_lines(folder / "rollouts.jsonl")
     label, *others = records[:4]
     assert label["response"].startswith("<answer>[") and label["rewards"] == {"thinking": 0, "format": 1, "accuracy": 2}
     assert label["advantage"] > 0 > others[0]["advantage"]
-    effects = json.loads((folder / "summary.json").read_text())["effects"]
+    effects = summary(folder)["effects"]
     names = {"no target accuracy", "target accuracy", "words of thought", "different responses"}
     assert set(effects) == names and all(set(pair) == {"before", "after"} for pair in effects.values())
     questions = [r["question"] for r in json.loads((folder / "own_after.json").read_text())["records"]]
@@ -381,9 +323,9 @@ def test_variants_and_ablations_run(options, tmp_path, monkeypatch):
 def test_sft_then_grpo_changes_over_at_half_of_the_steps_or_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(visurf, "marks", coin)
     main(small(tmp_path / "steps", variant="sft_grpo", steps=4, checkpoint_every=9))
-    lengths = [json.loads(line)["response"].startswith("<answer>")
-               for line in (only_run(tmp_path / "steps") / "rollouts.jsonl").read_text().splitlines()]  # fmt: skip
-    assert lengths == [True] * 2 + [False] * 6  # one label a step, then groups of three
+    records = read_lines(only_run(tmp_path / "steps") / "rollouts.jsonl")
+    labels = [record["response"].startswith("<answer>") for record in records]
+    assert labels == [True] * 2 + [False] * 6  # one label a step, then groups of three
     main(small(tmp_path / "tokens", variant="sft_grpo", steps=99, budget_tokens=400, checkpoint_every=99))
     rows = metrics(only_run(tmp_path / "tokens"))
     sampled = [row["length"] <= 6 for row in rows]  # L_max of rollouts; labels are longer
@@ -394,31 +336,14 @@ def test_sft_then_grpo_changes_over_at_half_of_the_steps_or_tokens(tmp_path, mon
 def test_rows_with_a_label_text(tmp_path):
     Image.new("RGB", (56, 56), "red").save(tmp_path / "a.png")
     row = {"question": "the dog", "answer": "[]", "answer_type": "boxes", "image": "a.png", "label_text": "no dog"}
-    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
-    main(small(tmp_path / "runs", data=f"jsonl:{tmp_path}/d.jsonl", steps=1))
-    records = (only_run(tmp_path / "runs") / "rollouts.jsonl").read_text().splitlines()
-    assert json.loads(records[0])["response"] == "no dog"
+    main(small(tmp_path / "runs", data=jsonl(tmp_path / "d.jsonl", [row]), steps=1))
+    assert read_lines(only_run(tmp_path / "runs") / "rollouts.jsonl")[0]["response"] == "no dog"
 
 
 @pytest.mark.parametrize("variant", ["visurf", "sft_grpo"])
 def test_killed_and_resumed_equals_uninterrupted(variant, tmp_path, monkeypatch):
-    """kill -9 in the update of the third step, resumed: the same run to the last bit."""
     monkeypatch.setattr(visurf, "marks", coin)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = dict(steps=3, variant=variant)
-    main(small(whole, **options))
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(2)
-        main(small(broken, **options))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2 and not (folder / "model").exists()
-    main(small(broken, **options, resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
+    killed_and_resumed(main, lambda **more: small(variant=variant, steps=3, **more), tmp_path, step=2)
 
 
 def test_effects_count_words_and_different_responses():

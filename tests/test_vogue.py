@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
-import signal
-import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from method_runs import (
+    GROUPS,
+    MINUTE,
+    ONE_STEP,
+    TableModelWithPictures,
+    assert_same_tensors,
+    killed_and_resumed,
+    metrics,
+    only_run,
+    stand_in,
+    summary,
+    table_rollout,
+)
 
 from common.args import parse_args
 from common.contrast import Contrast, reliance
@@ -27,6 +35,8 @@ from common.world.layouts import PROMPTS
 from methods import grpo
 from methods.vogue import PRESETS, VARIANTS, Args, bonus, check, main, perturb, schedule, uncertainty
 
+pytestmark = pytest.mark.usefixtures("coin_grades")
+SMALL = MINUTE | GROUPS | dict(eval_k=4)
 # One group of four responses to one question, rewards 1, 0, 0, 1; arithmetic of compute_grpo_outcome_advantage_dupl.
 RAW = torch.tensor([[-0.1, -0.5], [-1.0, -0.2], [-0.3, 0.0], [-2.0, -0.05]])
 AUG = torch.tensor([[-0.1, -3.0], [-0.4, -0.2], [-5.0, 0.0], [-0.1, -0.05]])
@@ -36,12 +46,6 @@ PLAIN = group_advantages(REWARDS, 4)[:, None]  # [4, 1]
 U = [[0, 0.695929], [0.090732, 0], [1.725089, 0], [0.731027, 0]]
 SHAPED = [[0.866024, 1.299036], [-0.775292, -0.866024], [-0.433012, 0], [1.299036, 0.866024]]  # alpha 1, all noisy
 CODE = Args(**VARIANTS["code"])
-
-
-def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.tensor(expected), atol=tolerance, rtol=0, check_dtype=False
-    )
 
 
 def contrast(raw=RAW, aug=AUG, **fields) -> Contrast:
@@ -189,58 +193,28 @@ def test_presets_and_variants_are_the_published_ones():
 
 
 # -------------------------------------------------------------------------- the golden vectors through main()
-class TableModel:
-    """Stands in for a VLM: its only parameter is the table of current log-probs under the raw picture."""
-
-    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
-
-    def __init__(self):
-        self.table = torch.nn.Parameter(RAW.clone())
-
-    def trainable(self):
-        return [self.table]
-
-    def replace_images(self, prompt, images):
-        return SimpleNamespace(images=images, input_ids=prompt.input_ids, noisy=True)
-
-    def save(self, folder):
-        folder.mkdir()
-
-
 ENTROPY = torch.tensor([[0.5, 2.0], [0.1, 0.5], [2.0, 0.0], [0.0, 1.0]])
 
 
 def table_logps(vlm, prompts, tokens, mask, **options):
-    logps = vlm.table - RAW + AUG if hasattr(prompts[0], "noisy") else vlm.table
+    logps = vlm.table - RAW + AUG if hasattr(prompts[0], "replaced") else vlm.table
     return logps * mask, ENTROPY
 
 
 def gradient_of_one_step(monkeypatch, tmp_path, **options) -> tuple[torch.Tensor, dict]:
     """(gradient of the loss for every token's log-prob, metrics) of one step of main() on the table."""
-    from common.rollout import Rollout
-
-    prompt = SimpleNamespace(images=[np.zeros((28, 28, 3), np.uint8)], input_ids=torch.zeros(3))
-    batch = Rollout([prompt], 4, torch.ones(4, 2).long(), MASK, RAW, torch.zeros(4).bool(),
-                    ["good", "bad", "bad", "good"], None)  # fmt: skip
+    vlm, texts = TableModelWithPictures(RAW), ["good", "bad", "bad", "good"]
     sample = SimpleNamespace(id="1", task="t", question="q", answer="a", meta={})
-    stream = SimpleNamespace(next=lambda n: [sample], state_dict=dict, dataset=SimpleNamespace(skipped=[]))
-    vlm, gradients = TableModel(), []
-    vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
-    for name, fake in {
-        "common.training.load_model": lambda args, needs_reference: vlm,
-        "common.training.load_stream": lambda args: stream,
-        "common.training.make_prompt": lambda vlm, sample, template: prompt,
-        "common.rollout.rollout": lambda vlm, prompts, group_size, **options: batch,
+    stand_in(monkeypatch, vlm, [sample], {
+        "common.rollout.rollout": lambda vlm, prompts, group_size, **_: table_rollout(prompts, texts, MASK, RAW),
         "common.logprob.response_logps": table_logps,
-        "common.contrast.response_contrast": lambda vlm, prompts, others, tokens, mask, **options: contrast(
+        "common.contrast.response_contrast": lambda vlm, prompts, others, tokens, mask, **_: contrast(
             RAW * mask, AUG * mask, forward=torch.tensor(U), backward=torch.tensor(U)),
         "common.rewards.accuracy": lambda text, sample: float(text == "good"),
-    }.items():  # fmt: skip
-        monkeypatch.setattr(name, fake)
-    main(Args(out=str(tmp_path), steps=1, eval_questions=0, log_rollouts_every=0, group_size=4, prompts_per_step=1,
-              **options))  # fmt: skip
-    (row,) = [json.loads(line) for line in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
-    return sum(gradients), row
+    })  # fmt: skip
+    main(Args(out=str(tmp_path), **ONE_STEP, group_size=4, **options))
+    (row,) = metrics(only_run(tmp_path))
+    return sum(vlm.gradients[0]), row
 
 
 @pytest.mark.parametrize("kl", ["sampled", "full"])  # the table's divergences are those of the sampled tokens
@@ -273,49 +247,16 @@ def test_main_without_bonuses_is_grpo(monkeypatch, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- whole runs
-SMALL = dict(model="random:qwen2_5_vl", steps=2, eval_questions=2, eval_k=4, max_new_tokens=6, checkpoint_every=1,
-             log_rollouts_every=1, prompts_per_step=3, group_size=3)  # fmt: skip
-TIMES = ("seconds/", "memory/", "tokens_per_second")
-
-
-@pytest.fixture(autouse=True)
-def coin_grades(monkeypatch):
-    """A random model is never right; a grade that depends on the text alone gives the groups some spread."""
-    monkeypatch.setattr("common.rewards.accuracy", lambda text, sample: zlib.crc32(text.encode()) // 2 % 2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def only_run(out: Path) -> Path:
-    (folder,) = out.iterdir()
-    return folder
-
-
-def metrics(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(TIMES)} for row in rows]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in sorted((folder / "model").glob("*.safetensors")) for k, v in load_file(file).items()}
-
-
 def test_two_steps_from_end_to_end(tmp_path, capsys):
     main(Args(**SMALL, out=str(tmp_path)))
     folder = only_run(tmp_path)
-    rows, summary = metrics(folder), json.loads((folder / "summary.json").read_text())
+    rows, effects = metrics(folder), summary(folder)["effects"]
     assert [row["step"] for row in rows] == [0, 1] and rows[0]["noisy"] == 1
     assert all(row["logp_mismatch"] < 1e-4 and row["sign_flips"] == 0 for row in rows)
     assert rows[0]["u"] > 0 and {"u/visual", "u/template"} <= set(rows[0])
     assert rows[-1]["tokens_generated"] == sum(row["tokens"] for row in rows)  # the second pass generates nothing
-    assert {"u", "entropy", "u visual/template ratio", "pass@4"} == set(summary["effects"])
-    assert all(np.isfinite(list(pair.values())).all() for pair in summary["effects"].values())
+    assert {"u", "entropy", "u visual/template ratio", "pass@4"} == set(effects)
+    assert all(np.isfinite(list(pair.values())).all() for pair in effects.values())
     record = json.loads((folder / "rollouts.jsonl").read_text().splitlines()[0])
     assert len(record["u"]) == len(record["bonus"]) == len(record["tokens"])
     assert "pass@4" in capsys.readouterr().out and (folder / "report.html").exists()
@@ -325,8 +266,7 @@ def test_without_bonuses_a_run_is_that_of_grpo_bit_for_bit(tmp_path):
     options = SMALL | dict(eval_questions=0)
     main(Args(**options, out=str(tmp_path / "vogue"), alpha_visual=0.0, alpha_entropy=0.0))
     grpo.main(grpo.Args(**options, out=str(tmp_path / "grpo")))
-    ours, theirs = weights(only_run(tmp_path / "vogue")), weights(only_run(tmp_path / "grpo"))
-    assert ours and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same_tensors(only_run(tmp_path / "vogue") / "model", only_run(tmp_path / "grpo") / "model")
 
 
 @pytest.mark.parametrize("options", [
@@ -353,39 +293,9 @@ def test_shuffling_keeps_each_response_s_uncertainties(tmp_path):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """kill -9 in the update of the third step, resumed: the same run to the last bit."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = SMALL | dict(eval_questions=1, steps=4, shuffle_u=True, seed=1, perturbation="jitter")
-    main(Args(**options, out=str(whole)))
-    assert {row["noisy"] for row in metrics(only_run(whole))} == {0, 1}  # else this proves little
-    pid = os.fork()
-    if pid == 0:
-        kill_in_step(2)
-        main(Args(**options, out=str(broken)))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    folder = only_run(broken)
-    assert len(metrics(folder)) == 2 and not (folder / "model").exists()
-    random.seed(1), torch.manual_seed(1)
-    main(Args(**options, out=str(broken), resume=str(folder)))
-    assert metrics(folder) == metrics(only_run(whole))
-    expected = weights(only_run(whole))
-    assert expected and all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
-    effects = [json.loads((run / "summary.json").read_text())["effects"] for run in (folder, only_run(whole))]
-    assert effects[0] == effects[1]
-
-
-def kill_in_step(step: int) -> None:
-    """Make this process kill itself in the optimiser step of the given training step."""
-    plain, calls = torch.optim.AdamW.step, []
-
-    def deadly(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == step + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, *args, **kwargs)
-
-    torch.optim.AdamW.step = deadly
+    whole = killed_and_resumed(main, lambda **more: Args(**options | more), tmp_path, step=2)
+    assert {row["noisy"] for row in metrics(whole)} == {0, 1}  # else this proves little
 
 
 @pytest.mark.slow

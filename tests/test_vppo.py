@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import close
+from method_runs import ONE_STEP, TableModelWithPictures, metrics, only_run, stand_in, table_rollout
 
 from common.grpo import aggregate, group_advantages
 from methods.vppo import (
@@ -28,12 +29,6 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
 ADVANTAGES = torch.tensor([[1.0], [-1.0]])
 SCORES = [[0, 0.367879, 0.004837, 0.148721, 2.049787], [0, 0.004837, 0.106531, 0.005171, 0]]
 KEPT = [[0, 1, 0, 0, 1], [0, 0, 1, 1, 0]]
-
-
-def close(actual, expected, tolerance=1e-6):
-    torch.testing.assert_close(
-        torch.as_tensor(actual), torch.tensor(expected), atol=tolerance, rtol=0, check_dtype=False
-    )
 
 
 def update(args: Args, micro_batches: list[list[int]]):
@@ -155,58 +150,25 @@ def test_other_perturbations_keep_size_and_type(kind):
 
 
 # -------------------------------------------------------------------------- the golden vectors through main()
-class TableModel:
-    """Stands in for a VLM: its only parameter is the table of current log-probs."""
-
-    model, device, eos_ids, shards = None, torch.device("cpu"), [0], []
-
-    def __init__(self):
-        self.table = torch.nn.Parameter(NEW.clone())
-
-    def trainable(self):
-        return [self.table]
-
-    def replace_images(self, prompt, images):
-        return SimpleNamespace(images=images, input_ids=prompt.input_ids, damaged=True)
-
-    def save(self, folder):
-        folder.mkdir()
-
-
 def table_logps(vlm, prompts, tokens, mask, **options):
-    logps = AUG if hasattr(prompts[0], "damaged") else vlm.table
+    logps = AUG if hasattr(prompts[0], "replaced") else vlm.table
     return logps * mask, torch.zeros_like(OLD)
 
 
 @pytest.mark.parametrize(("entropy_coef", "shift"), [(0.0, 0.0), (0.06, -0.06 / 9)])
 def test_main_reproduces_the_golden_gradient(monkeypatch, tmp_path, entropy_coef, shift):
-    from common.rollout import Rollout
-
-    prompt = SimpleNamespace(images=[np.zeros((28, 28, 3), np.uint8)], input_ids=torch.zeros(3))
-    batch = Rollout(
-        [prompt], 2, torch.ones(2, 5).long(), MASK, OLD, torch.zeros(2).bool(), ["good", "bad"], None
-    )
+    vlm, texts = TableModelWithPictures(NEW), ["good", "bad"]
     sample = SimpleNamespace(id="1", task="t", question="q", answer="a", meta={})
-    stream = SimpleNamespace(next=lambda n: [sample], state_dict=dict, dataset=SimpleNamespace(skipped=[]))
-    vlm, gradients = TableModel(), []
-    vlm.table.register_hook(lambda gradient: gradients.append(gradient.clone()))
-    for name, fake in {
-        "common.training.load_model": lambda args, needs_reference: vlm,
-        "common.training.load_stream": lambda args: stream,
-        "common.training.make_prompt": lambda vlm, sample, template: prompt,
-        "common.rollout.rollout": lambda vlm, prompts, group_size, **options: batch,
+    stand_in(monkeypatch, vlm, [sample], {
+        "common.rollout.rollout": lambda vlm, prompts, group_size, **_: table_rollout(prompts, texts, MASK, OLD),
         "common.logprob.response_logps": table_logps,
         "common.rewards.accuracy": lambda text, sample: float(text == "good"),
-    }.items():
-        monkeypatch.setattr(name, fake)
-    main(
-        Args(out=str(tmp_path), steps=1, eval_questions=0, log_rollouts_every=0, group_size=2,
-             prompts_per_step=1, advantage="mean_only", entropy_coef=entropy_coef)
-    )  # fmt: skip
+    })  # fmt: skip
+    main(Args(out=str(tmp_path), **ONE_STEP, group_size=2, advantage="mean_only", entropy_coef=entropy_coef))
     # mean_only makes the advantages +-0.5 where the golden vectors have +-1; the loss is linear in them here.
     expected = torch.tensor([[0, -0.1350764, 0, 0, 0], [0, 0, 0, 0.1, 0]]) / 2 + shift * MASK
-    close(sum(gradients), expected.tolist())
-    (row,) = [json.loads(line) for line in next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()]
+    close(sum(vlm.gradients[0]), expected)
+    (row,) = metrics(only_run(tmp_path))
     assert row["kept"] == pytest.approx(4 / 9) and row["tas/alpha_min"] == pytest.approx(0.9)
     assert row["dependency"] == pytest.approx(sum(map(sum, SCORES)) / 9, abs=1e-6)
     assert row["clip/high"] == pytest.approx(1 / 9) and row["clip/low"] == pytest.approx(1 / 9)

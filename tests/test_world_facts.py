@@ -56,5 +56,5 @@ def test_any_text_is_read(text):
 
 
 def test_reading_takes_linear_time():
-    claims_of("red a1 " * 100_000)
-    claims_of("red a1, " * 20_000 + ".")
+    assert len(claims_of("red a1 " * 100_000)) == 100_000
+    assert claims_of("red a1, " * 20_000 + ".")[-1] == ("a1", {"color": {"red"}})

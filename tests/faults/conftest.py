@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from fault_runs import Child
+from child_runs import Child
 
 
 @pytest.fixture(autouse=True)

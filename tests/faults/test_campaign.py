@@ -13,12 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from fault_runs import (
+from child_runs import (
     METHODS,
     SMALL,
     Child,
     Disk,
-    assert_same_end,
     jumping_clock,
     lines,
     no_more_files_above,
@@ -30,6 +29,7 @@ from fault_runs import (
     start,
     wait_for_moment,
 )
+from method_runs import assert_same_end
 
 MOMENTS = int(os.environ.get("SIGHTRL_FAULT_MOMENTS", "7"))
 SEED = os.environ.get("SIGHTRL_FAULT_SEED", "0")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-import test_run
-from fault_runs import Child, Disk, no_more_files_above
+import toy_run
+from child_runs import Child, Disk, no_more_files_above, start_toy
+from method_runs import assert_same_end
 
 from common import checkpoint as checkpoints
-from common.errors import SightRLError, main_guard
+from common.errors import SightRLError
 from common.run import Run
 
-ARGS = test_run.Args(run_name="r", steps=6, checkpoint_every=2)
+ARGS = toy_run.Args(run_name="r", steps=6, checkpoint_every=2)
 
 
 @pytest.fixture
@@ -26,23 +27,10 @@ def disk(tmp_path):
     disk.remove()
 
 
-def toy(args: test_run.Args, log: Path) -> Child:
-    """The toy loop of test_run.py in a child, as the scripts start theirs."""
-
-    def work() -> None:
-        import common.report
-
-        common.report.write_report = lambda folder: folder / "report.html"
-        sys.argv = ["toy.py"]
-        main_guard(test_run.train, args)
-
-    return Child(work, log, Path(args.out) / args.run_name)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
-    child = toy(replace(ARGS, out=str(out)), out / "log")
+    child = start_toy(replace(ARGS, out=str(out)), out / "log")
     assert child.wait() == 0, child.said()
     return child.folder
 
@@ -51,7 +39,7 @@ def whole(tmp_path_factory) -> Path:
 def test_a_disk_that_is_full_sooner_or_later(kilobytes, disk, whole, tmp_path):
     args = replace(ARGS, out=str(disk.folder))
     disk.leave(kilobytes << 10)
-    child = toy(args, tmp_path / "log")
+    child = start_toy(args, tmp_path / "log")
     if status := child.wait():
         assert status == 2
         sentence = child.error()
@@ -63,9 +51,9 @@ def test_a_disk_that_is_full_sooner_or_later(kilobytes, disk, whole, tmp_path):
         assert newest is None or checkpoints.load_checkpoint(newest, None, None)["step"] >= 0
     disk.empty()
     started = (child.folder / "config.json").exists()
-    again = toy(replace(args, resume=str(child.folder) if started else ""), tmp_path / "again")
+    again = start_toy(replace(args, resume=str(child.folder) if started else ""), tmp_path / "again")
     assert again.wait() == 0, again.said()
-    test_run.assert_same_end(whole, child.folder)
+    assert_same_end(whole, child.folder)
 
 
 def test_a_disk_that_is_full_when_the_model_is_saved(disk, tmp_path):
@@ -96,20 +84,11 @@ def test_a_disk_that_is_full_when_the_model_is_saved(disk, tmp_path):
 
 def test_a_limit_of_the_size_of_files_is_one_sentence(whole, tmp_path):
     args = replace(ARGS, out=str(tmp_path))
-
-    def work() -> None:
-        import common.report
-
-        common.report.write_report = lambda folder: folder / "report.html"
-        sys.argv = ["toy.py"]
-        no_more_files_above(None, 3000)
-        main_guard(test_run.train, args)
-
-    child = Child(work, tmp_path / "log", tmp_path / "r")
+    child = start_toy(args, tmp_path / "log", partial(no_more_files_above, None, 3000))
     assert child.wait() == 2 and "limit (ulimit -f) allows" in child.error()
-    again = toy(replace(args, resume=str(child.folder)), tmp_path / "again")
+    again = start_toy(replace(args, resume=str(child.folder)), tmp_path / "again")
     assert again.wait() == 0, again.said()
-    test_run.assert_same_end(whole, child.folder)
+    assert_same_end(whole, child.folder)
 
 
 def test_what_a_full_disk_refused_is_not_said_again_at_the_end(tmp_path):
@@ -123,12 +102,12 @@ def test_what_a_full_disk_refused_is_not_said_again_at_the_end(tmp_path):
 def test_a_read_only_place_is_said_before_anything_slow(disk, tmp_path):
     args = replace(ARGS, out=str(disk.folder))
     disk.read_only(True)
-    child = toy(args, tmp_path / "new")
+    child = start_toy(args, tmp_path / "new")
     assert child.wait() == 2 and "the file system is read-only; give a writable folder with --out" in child.error()
     disk.read_only(False)
-    assert toy(args, tmp_path / "log").wait() == 0
+    assert start_toy(args, tmp_path / "log").wait() == 0
     disk.read_only(True)
-    child = toy(replace(args, resume=str(disk.folder / "r"), steps=8), tmp_path / "resumed")
+    child = start_toy(replace(args, resume=str(disk.folder / "r"), steps=8), tmp_path / "resumed")
     assert child.wait() == 2 and "the file system is read-only" in child.error()
 
 
@@ -136,12 +115,12 @@ def test_checkpoints_that_cannot_be_written_are_noticed_at_the_start(disk, tmp_p
     """The run folder is in order, only the place of its checkpoints is read-only: hours of training would be lost."""
     folder = tmp_path / "r/checkpoints"
     args = replace(ARGS, out=str(tmp_path))
-    assert toy(args, tmp_path / "log").wait() == 0
+    assert start_toy(args, tmp_path / "log").wait() == 0
     disk.read_only(True)
     disk.mount("--bind", str(disk.folder), str(folder))
     try:
         lines = (tmp_path / "r/metrics.jsonl").read_text()
-        child = toy(replace(args, resume=str(tmp_path / "r"), steps=8), tmp_path / "resumed")
+        child = start_toy(replace(args, resume=str(tmp_path / "r"), steps=8), tmp_path / "resumed")
         assert child.wait() == 2
         assert f"cannot write {folder}: the file system is read-only" in child.error()
         assert (tmp_path / "r/metrics.jsonl").read_text() == lines
@@ -158,9 +137,9 @@ def test_a_run_killed_before_it_had_described_itself_starts_again_under_its_name
     folder.mkdir()
     for name in files:
         (folder / name).write_text("{")
-    child = toy(replace(ARGS, out=str(tmp_path)), tmp_path / "log")
+    child = start_toy(replace(ARGS, out=str(tmp_path)), tmp_path / "log")
     assert child.wait() == 0, child.said()
-    test_run.assert_same_end(whole, folder)
+    assert_same_end(whole, folder)
 
 
 def test_config_is_the_last_that_is_written_of_a_new_run(tmp_path, monkeypatch):

@@ -12,7 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from fault_runs import assert_same_end, coin, lines, options_of, run, start
+from child_runs import lines, options_of, run, start
+from helpers import coin
+from method_runs import assert_same_end
 
 MANY = int(os.environ.get("SIGHTRL_FAULT_MOMENTS", "7")) >= 12
 TROUBLES = ["dies", "error", "slow", "unavailable", "html", "cut", "no text"]

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import signal
-import socket
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fault_runs import GROUPS, METHODS, assert_same_end, lines, options_of, run, start, tensors
+from child_runs import METHODS, lines, options_of, run, start
+from helpers import free_port
+from method_runs import GROUPS, assert_same_end, tensors
 
 from common import distributed
 from common.training import Averages, optimizer_step
@@ -171,10 +172,7 @@ def as_rank(rank: int, port: int, folder) -> None:
 
 
 def test_all_processes_skip_what_one_of_them_finds(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = PLAIN | dict(steps=3, keep_checkpoints=9, micro_tokens=1)
+    port, options = free_port(), PLAIN | dict(steps=3, keep_checkpoints=9, micro_tokens=1)
     options = options_of("grpo", tmp_path, "two", **options)
     ranks = [start("grpo", options, tmp_path / f"log{rank}", partial(as_rank, rank, port, tmp_path)) for rank in (0, 1)]
     assert [child.wait() for child in ranks] == [0, 0], ranks[0].said() + ranks[1].said()

@@ -98,6 +98,11 @@ def test_endless_texts_are_taken(quiet: None) -> None:
     assert problems(iter(endless(LENGTH)), share) == []
 
 
+def test_numbers_of_100_000_digits(quiet: None) -> None:
+    """int() refuses them, float() makes infinity of them, exact fractions take time in the square of their digits."""
+    assert problems(iter(["\\boxed{" + "9" * 100_000 + "}", "Answer: 1/" + "3" * 100_000]), 1) == []
+
+
 def test_a_parser_that_fails_or_stalls_would_be_noticed(quiet: None) -> None:
     slow = re.compile(r"(?:a|aa)*b")
     assert "takes" in problem_of(lambda text: slow.match("a" * 30), "x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import tracemalloc
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from helpers import encoded, jsonl
 from PIL import Image
 
 from common.data import Sample, open_dataset
@@ -33,12 +33,6 @@ class Picture:
     pixels: dict[tuple[int, int], tuple[int, int, int]] | None = None
     refused: str = ""
     size: tuple[int, int] = SIZE
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def plain(colour: tuple[int, ...] = RED, mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
@@ -173,8 +167,7 @@ def write(folder: Path, reader: str) -> str:
     if reader == "images":
         return f"images:{pictures}"
     if reader == "jsonl":
-        (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return f"jsonl:{folder / 'd.jsonl'}"
+        return jsonl(folder / "d.jsonl", rows)
     if reader == "parquet":
         table = [row | {"image": {"bytes": PICTURES[row["question"]].data, "path": None}} for row in rows]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "d.parquet")

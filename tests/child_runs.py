@@ -1,4 +1,4 @@
-"""Training runs in child processes that a test watches, strikes and resumes, and what must be equal at their end.
+"""Training runs in child processes that a test watches, strikes and resumes; method_runs.py says what must be equal.
 
 A child is forked, so that torch is imported once for all of them; it then does what the method's script does with
 these options. Nothing is trained in the process of pytest.
@@ -7,9 +7,7 @@ these options. Nothing is trained in the process of pytest.
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib
-import json
 import os
 import random
 import resource
@@ -19,13 +17,15 @@ import subprocess
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import toy_run
+from helpers import coin
+from method_runs import GROUPS, MINUTE, untimed
 
 from common import checkpoint as checkpoints
 from common.errors import main_guard
@@ -39,11 +39,8 @@ for name in SLOW:  # once for all children
     importlib.import_module(name)
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds of processor time
-TIMES = ("seconds/", "tokens_per_second", "memory/")
 LIMIT = 900  # seconds after which a child counts as hanging
-SMALL = dict(model="random:qwen2_5_vl", steps=4, eval_questions=1, eval_k=2, max_new_tokens=5, checkpoint_every=1,
-             log_rollouts_every=1, max_minutes=60.0)  # fmt: skip
-GROUPS = dict(prompts_per_step=3, group_size=3)
+SMALL = MINUTE | dict(steps=4, eval_questions=1, max_new_tokens=5, max_minutes=60.0)
 METHODS = {  # small runs that between them use every kind of state
     "grpo": GROUPS | dict(variant="dapo", max_rounds=2, gen_prompts=2, eval_every=2),
     "perception_r1": GROUPS | dict(judge_noise=0.2),
@@ -61,10 +58,6 @@ METHODS = {  # small runs that between them use every kind of state
 
 
 # ---------------------------------------------------------------- in the child
-
-
-def coin(text: str, *_: object, **__: object) -> int:
-    return zlib.crc32(text.encode("utf-8", "replace")) // 2 % 2
 
 
 def toss_coins(method: str, coin: Callable[..., int]) -> None:
@@ -86,13 +79,13 @@ def toss_coins(method: str, coin: Callable[..., int]) -> None:
         setattr(module, name, value)
 
 
-def slow_disk() -> None:
+def slow_disk(seconds: float = 0.05) -> None:
     """Half a file, a pause, the whole file: time for a strike in between."""
     plain = checkpoints.save_tensors
 
     def slow(tensors: dict, path: Path) -> None:
         path.write_bytes(b"half")
-        time.sleep(0.05)
+        time.sleep(seconds)
         plain(tensors, path)
 
     checkpoints.save_tensors = slow
@@ -202,6 +195,20 @@ def start(method: str, options: dict, log: Path, setup: Callable[[], None] | Non
     return Child(work, log, Path(options["out"]) / options["run_name"])
 
 
+def start_toy(args: toy_run.Args, log: Path, setup: Callable[[], None] = lambda: None, pause: float = 0.0) -> Child:
+    """The loop of toy_run.py in a child, as the scripts start theirs; setup() is called in it first."""
+
+    def work() -> None:
+        import common.report
+
+        common.report.write_report = lambda folder: folder / "report.html"
+        sys.argv = ["toy.py"]
+        setup()
+        main_guard(partial(toy_run.train, pause=pause), args)
+
+    return Child(work, log, Path(args.out) / args.run_name)
+
+
 def run(*words, **more) -> Child:
     """As `start`, and it must end well."""
     child = start(*words, **more)
@@ -218,53 +225,9 @@ def resumable(folder: Path) -> str:
     return str(folder) if (folder / "config.json").exists() else ""
 
 
-# ---------------------------------------------------------------- what must be equal
-
-
-def without_times(value):
-    """A packed state without seconds and file positions, which depend on the clock."""
-    if isinstance(value, list):
-        dropped = ("elapsed", "positions", "seconds")
-        return [without_times(v) for v in value if not (isinstance(v, list) and v and v[0] in dropped)]
-    return {name: without_times(v) for name, v in value.items()} if isinstance(value, dict) else value
-
-
 def lines(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [{name: v for name, v in row.items() if not name.startswith(TIMES)} for row in rows]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {f"{file.name}/{n}": t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
-
-
-def end_state(folder: Path) -> dict:
-    """Everything of a finished run that must not depend on interruptions."""
-    last = checkpoints.latest_checkpoint(folder / "checkpoints")
-    summary = json.loads((folder / "summary.json").read_text())
-    pictures = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((folder / "images").glob("*"))}
-    return {
-        "checkpoint": tensors(last),
-        "model": tensors(folder / "model"),
-        "state": without_times(json.loads((last / "state.json").read_text())),
-        "metrics": lines(folder / "metrics.jsonl"),
-        "rollouts": lines(folder / "rollouts.jsonl"),
-        "summary": {name: v for name, v in summary.items() if not name.startswith("seconds")},
-        "evaluations": {p.name: json.loads(p.read_text()) for p in sorted(folder.glob("*_*.json"))},
-        "skipped": {p.name: lines(p) for p in sorted((folder / "skipped").glob("*"))},
-        "pictures": pictures,
-        "names": sorted(p.name for p in folder.iterdir() if p.name[0] != "."),
-    }  # fmt: skip
-
-
-def assert_same_end(left: Path, right: Path) -> None:
-    a, b = end_state(left), end_state(right)
-    for part in ("checkpoint", "model"):
-        assert a[part] and a[part].keys() == b[part].keys(), part
-        for name, tensor in a[part].items():
-            assert torch.equal(tensor, b[part][name]), (part, name)
-    for part in a.keys() - {"checkpoint", "model"}:
-        assert a[part] == b[part], part
+    """Of a file that a struck run may never have begun."""
+    return untimed(path) if path.exists() else []
 
 
 # ---------------------------------------------------------------- strikes
