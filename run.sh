@@ -131,6 +131,8 @@ run_tests() {
     cd "$ROOT"
     status=0
     "$VENV/bin/python" -m ruff check --output-format concise . || status=1
+    "$VENV/bin/python" -m ruff format --check --quiet . ||
+        { status=1; say "the layout of some files differs; mend it with: .venv/bin/python -m ruff format"; }
     HF_HUB_OFFLINE=1 WANDB_MODE=offline "$VENV/bin/python" -m pytest ${1+"$@"} || status=$?
     exit $status
 }

@@ -130,9 +130,7 @@ def _axes(marks: list[float], first: float, last: float, at: Callable[[float, fl
 
 def legend_of(items: list[tuple[str, str]]) -> str:
     """A line of colour swatches; items are (label, class)."""
-    parts = (
-        f'<span class="key"><i class="swatch {kind}"></i>{text(label)}</span>' for label, kind in items
-    )
+    parts = (f'<span class="key"><i class="swatch {kind}"></i>{text(label)}</span>' for label, kind in items)
     return f'<div class="legend">{"".join(parts)}</div>'
 
 

@@ -225,12 +225,7 @@ def load_optimizer_state(optimizer: Any, state: dict) -> None:
 def random_state() -> dict[str, Any]:
     """The state of every global random number generator: Python, NumPy, torch and each CUDA device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-    }
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any]) -> None:
@@ -244,9 +239,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- the checkpoint folder
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module | None, optimizer: Any, state: dict, keep: int
-) -> Path:
+def save_checkpoint(folder: Path, step: int, model: nn.Module | None, optimizer: Any, state: dict, keep: int) -> Path:
     """Write `folder/step-XXXXXXXX` atomically, point `folder/latest` at it and delete all but the newest
     `keep`. Every process must call it, process 0 writes; the files do not depend on the number of processes.
 
@@ -256,9 +249,7 @@ def save_checkpoint(
     target = folder / f"step-{step:08d}"
     temporary = folder / f"{TEMPORARY}{target.name}"
     if from_main(is_main() and latest_checkpoint(folder) == target):
-        return (
-            target  # written a moment ago; replacing it would leave `latest` without a folder for an instant
-        )
+        return target  # written a moment ago; replacing it would leave `latest` without a folder for an instant
     if not is_main():
         _write_parts(temporary, model, optimizer, state)
         return target
@@ -268,9 +259,7 @@ def save_checkpoint(
         try:
             temporary.mkdir()
             _write_parts(temporary, model, optimizer, state)
-            shutil.rmtree(
-                target, ignore_errors=True
-            )  # left by a run that was killed before `latest` moved on
+            shutil.rmtree(target, ignore_errors=True)  # left by a run that was killed before `latest` moved on
             os.replace(temporary, target)
             flush_to_disk(folder)
         finally:

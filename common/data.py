@@ -23,10 +23,7 @@ from common.pictures import load_image
 
 def hash_fraction(key: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
-    return (
-        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-        / 2**64
-    )
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
 
 
 @dataclass

@@ -92,11 +92,7 @@ def evaluate(
     from common.rollout import rollout  # here: reading results must not wait for transformers to be imported
 
     named = samples if isinstance(samples, dict) else {"": samples}
-    todo = [
-        (split or sample.meta.get("split", "test"), sample)
-        for split, part in named.items()
-        for sample in part
-    ]
+    todo = [(split or sample.meta.get("split", "test"), sample) for split, part in named.items() for sample in part]
     generator = torch.Generator().manual_seed(seed)
     was_training = vlm.model.training
     vlm.model.eval()
@@ -113,11 +109,7 @@ def evaluate(
             for i, (split, sample) in enumerate(batch):
                 rows = slice(i * k, (i + 1) * k)
                 record = _record(split, sample, out.texts[rows], score, habit)
-                record |= {
-                    "truncated": truncated[rows],
-                    "lengths": lengths[rows],
-                    "thumbnail": _thumbnail(prompts[i]),
-                }
+                record |= {"truncated": truncated[rows], "lengths": lengths[rows], "thumbnail": _thumbnail(prompts[i])}
                 records.append(record)
             if progress is not None:
                 progress(len(records), len(todo))
@@ -176,8 +168,7 @@ def _stats(records: list[dict], k: int) -> dict:
                 "truncated": None, "no_answer": None, "length": None}  # fmt: skip
     means = _means(records)  # [questions]
     passes = pass_at(
-        [[s > CORRECT for s in r["scores"]] for r in records],
-        [j for j in (1, 2, 4, 8, 16, 32) if j < k] + [k],
+        [[s > CORRECT for s in r["scores"]] for r in records], [j for j in (1, 2, 4, 8, 16, 32) if j < k] + [k]
     )
     states = [state for r in records for state in r.get("states", [])]
     return {
@@ -276,9 +267,7 @@ def _pairs(before: Evaluation, after: Evaluation) -> list[Pair]:
     old = {(r["split"], r["id"]): r for r in before.records}
     pairs = [(old[key], r) for r in after.records if (key := (r["split"], r["id"])) in old]
     if not pairs:
-        raise SightRLError(
-            "the two evaluations have no question in common; evaluate both on the same samples."
-        )
+        raise SightRLError("the two evaluations have no question in common; evaluate both on the same samples.")
     return pairs
 
 
@@ -328,9 +317,7 @@ def gap(evaluation: Evaluation, split_a: str = "test", split_b: str = "test_coun
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> dict:
-    means = bootstrap_means(a, seed=0) - bootstrap_means(
-        b, seed=1
-    )  # two seeds: the resamples must be independent
+    means = bootstrap_means(a, seed=0) - bootstrap_means(b, seed=1)  # two seeds: the resamples must be independent
     return {
         "a": float(a.mean()),
         "b": float(b.mean()),
@@ -361,13 +348,9 @@ def print_table(before: Evaluation, after: Evaluation | None = None, console: Co
     interval."""
     old, new = before.summary(), after.summary() if after is not None else None
     difference = compare_evaluations(before, after) if after is not None else None
-    table = Table(
-        title=f"{title} (mean of {before.k} responses, 95 % interval)", title_justify="left"
-    )
+    table = Table(title=f"{title} (mean of {before.k} responses, 95 % interval)", title_justify="left")
     columns = (
-        ["", "questions", "before", "after", "difference", "pass@k"]
-        if new
-        else ["", "questions", "accuracy", "pass@k"]
+        ["", "questions", "before", "after", "difference", "pass@k"] if new else ["", "questions", "accuracy", "pass@k"]
     )
     for i, name in enumerate(columns):
         table.add_column(name.replace("@k", f"@{before.k}"), justify="right" if i else "left")
@@ -381,8 +364,11 @@ def print_table(before: Evaluation, after: Evaluation | None = None, console: Co
 
 
 def _row(name: str, old: dict, new: dict | None, difference: dict | None) -> list[str | Text]:
-    start = [Text(printable(name)),  # of the data: no markup
-              str(old["questions"]), _with_interval(old["avg@k"], old["interval"])]
+    start = [
+        Text(printable(name)),  # of the data: no markup
+        str(old["questions"]),
+        _with_interval(old["avg@k"], old["interval"]),
+    ]
     if new is None or difference is None:
         return [*start, f"{old['pass@k']:.3f}"]
     after = _with_interval(new["avg@k"], new["interval"])

@@ -57,8 +57,10 @@ class Judge:
                 with disk_errors(self.cache), open(self.cache, "ab") as file:  # the first break ends a torn line
                     file.write(b"\n" + json.dumps({"key": order[i], "reply": reply}).encode())
         if len(unreadable) >= MANY and not any(key in self.replies for key in order):
-            raise SightRLError(f"the judge {self.identity[0]} answers none of {len(order)} questions in the form asked "
-                               f"for, but {shown(unreadable[0])!r}; see whether the right model is served.")
+            raise SightRLError(
+                f"the judge {self.identity[0]} answers none of {len(order)} questions in the form asked "
+                f"for, but {shown(unreadable[0])!r}; see whether the right model is served."
+            )
         self.lost += sum(key not in self.replies for key in order)
         return [self.replies.get(key, "") for key in keys]
 

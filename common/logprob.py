@@ -19,10 +19,7 @@ from common.distributed import share, sum_over_processes, world_size
 if TYPE_CHECKING:
     from common.vlm import VLM, ImageFeatures, Prompt
 
-CHUNK_ELEMENTS = {
-    "cpu": 1 << 20,
-    "cuda": 1 << 27,
-}  # logits per chunk: what fits a CPU's cache, what fills a GPU
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits per chunk: what fits a CPU's cache, what fills a GPU
 KEEP_ELEMENTS = 1 << 25  # up to here the backward keeps the probabilities (128 MB) instead of rebuilding them
 TINY_PROBABILITY = 1e-37  # p log p is 0 in float32 from here down
 BANNED_LOGIT = -1e30  # its probability is exactly 0 in float32
@@ -86,9 +83,7 @@ class TokenLogps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, banned, entropy, lse = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # Sums over chunks are kept in float32: thousands of bf16 additions would lose the small ones.

@@ -185,9 +185,7 @@ def split_tuple(text: str) -> list[str]:
 
 def same_element(given: str, wanted: str) -> bool:
     """One element of a tuple, or a whole answer without brackets."""
-    given, wanted = (
-        re.sub(r"^(-?)\(([0-9.]+/[0-9.]+)\)$|^\(([^()]*)\)$", r"\1\2\3", text) for text in (given, wanted)
-    )
+    given, wanted = (re.sub(r"^(-?)\(([0-9.]+/[0-9.]+)\)$|^\(([^()]*)\)$", r"\1\2\3", text) for text in (given, wanted))
     given, wanted = plain_number(given), plain_number(wanted)
     if given == wanted:
         return bool(given)
@@ -228,9 +226,7 @@ class Expression:
     than 30 or has an exponent above 1000. Never raises.
     """
 
-    TOKEN = re.compile(
-        r"([0-9]{1,50}(?:\.[0-9]{0,50})?|\.[0-9]{1,50})|(sqrt|root[0-9]{1,2}|[a-z]+|π)|(\*\*|[-+*/^()])"
-    )
+    TOKEN = re.compile(r"([0-9]{1,50}(?:\.[0-9]{0,50})?|\.[0-9]{1,50})|(sqrt|root[0-9]{1,2}|[a-z]+|π)|(\*\*|[-+*/^()])")
 
     def __init__(self, text: str, symbols: dict[str, Any]) -> None:
         self.tokens, end = [], 0

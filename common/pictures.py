@@ -20,9 +20,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: a qua
 MAX_ASPECT = 200  # the image processor of Qwen-VL models refuses more
 # Formats that Pillow decodes itself; EPS, for one, would start another program.
 Image.init()
-FORMATS = [
-    f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if f in Image.OPEN
-]
+FORMATS = [f for f in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF") if f in Image.OPEN]
 
 
 class ImageCache:
@@ -104,9 +102,7 @@ def upright(image: Image.Image, what: str, size: Sequence[int] | None) -> Image.
     if width * height > MAX_PIXELS:
         raise bad_row(f"{what} has {width * height:,} pixels and the limit is {MAX_PIXELS:,}", "shrink it")
     if min(width, height) == 0 or max(width, height) / min(width, height) > MAX_ASPECT:
-        raise bad_row(
-            f"{what} is {width} x {height}, more than {MAX_ASPECT} times as long as wide", "crop it"
-        )
+        raise bad_row(f"{what} is {width} x {height}, more than {MAX_ASPECT} times as long as wide", "crop it")
     turned = ImageOps.exif_transpose(image)
     if size is None or turned.size == tuple(size):
         return turned
@@ -122,15 +118,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image.copy()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(
-            np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0
-        )  # float64 [height, width]
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)  # float64 [height, width]
         top = float(values.max(initial=0.0))
-        full = (
-            65535.0
-            if image.mode.startswith("I;16")
-            else next((t for t in (1.0, 255.0, 65535.0) if top <= t), top)
-        )
+        full = 65535.0 if image.mode.startswith("I;16") else next((t for t in (1.0, 255.0, 65535.0) if top <= t), top)
         full = 255.0 if image.mode == "I" and full == 1.0 else full
         gray = (values.clip(0, None) / full * 255).round().astype(np.uint8)
         return Image.fromarray(gray).convert("RGB")

@@ -20,10 +20,7 @@ class Pixels:
     """
 
     def __init__(
-        self,
-        processor: Qwen2VLImageProcessorPil,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
+        self, processor: Qwen2VLImageProcessorPil, min_pixels: int | None = None, max_pixels: int | None = None
     ) -> None:
         self.min_pixels = min_pixels or processor.size["shortest_edge"]
         self.max_pixels = max_pixels or processor.size["longest_edge"]

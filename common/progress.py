@@ -81,10 +81,7 @@ class Display:
 def headline(record: dict[str, Any]) -> list[str]:
     """Reward, accuracy and speed for the progress line, as far as they were logged."""
     shown = []
-    for label, names in (
-        ("reward", ("reward/mean", "reward")),
-        ("accuracy", ("accuracy", "reward/accuracy")),
-    ):
+    for label, names in (("reward", ("reward/mean", "reward")), ("accuracy", ("accuracy", "reward/accuracy"))):
         name = next((n for n in names if record.get(n) is not None), None)
         if name is not None:
             shown.append(f"{label} {record[name]:.3f}")

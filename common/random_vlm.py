@@ -62,9 +62,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def random_config(
-    family: str, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]
-) -> Any:
+def random_config(family: str, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any], vision: dict[str, Any]) -> Any:
     """Configuration of a minute model; text and vision override single entries (sizes, rope, tying)."""
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}
     special = {

@@ -95,9 +95,7 @@ def page(title: str, body: str) -> str:
     """A whole page that can load nothing: the body's HTML, whose texts are escaped already, and report.css."""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -203,9 +201,7 @@ def _cards(metrics: list[dict], summary: dict, comparison: dict | None, before: 
     if comparison and before and after:
         overall, old, new = comparison["overall"], before.summary()["overall"], after.summary()["overall"]
         yield _card("Held-out accuracy", _arrow(overall["before"], overall["after"]), _change(overall))
-        yield _card(
-            f"pass@{after.k}", _arrow(old["pass@k"], new["pass@k"]), f"any of {after.k} responses right"
-        )
+        yield _card(f"pass@{after.k}", _arrow(old["pass@k"], new["pass@k"]), f"any of {after.k} responses right")
         change = gap_change(before, after)
         if change:
             result = {"difference": change["change"]["gap"], "interval": change["change"]["interval"]}
@@ -213,9 +209,7 @@ def _cards(metrics: list[dict], summary: dict, comparison: dict | None, before: 
             yield _card("Counter-prior gap, points", big, _change(result, better=-1))
         elif old["habits"]:
             yield _card(
-                "Blind guesses",
-                _arrow(old["habits"].get("blind", 0), new["habits"].get("blind", 0)),
-                "of responses",
+                "Blind guesses", _arrow(old["habits"].get("blind", 0), new["habits"].get("blind", 0)), "of responses"
             )
     else:
         tenth = max(1, len(metrics) // 10)
@@ -296,14 +290,12 @@ def _held_out(comparison: dict | None, before: Evaluation | None, after: Evaluat
     legend = charts.legend_of([("before training", "before"), ("after training", "after")])
     return (
         f'<h2>{title}</h2><p class="about">Mean of {only.k} sampled responses a question, never seen in training. '
-        'Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and its interval, '
+        "Whiskers: 95 % bootstrap interval over questions. Right: paired difference in points and its interval, "
         f'coloured when it leaves out 0.</p><div class="panel">{legend}<div class="rows">{body}</div></div>'
     )
 
 
-def _accuracy_row(
-    name: str, before: dict | None, after: dict | None, result: dict | None, total: bool
-) -> str:
+def _accuracy_row(name: str, before: dict | None, after: dict | None, result: dict | None, total: bool) -> str:
     values = [s and (s["avg@k"], *s["interval"]) for s in (before, after)]
     shown = after or before
     change = _change(result) if result else f"<b>{_percent(shown['avg@k'])}</b>"
@@ -318,15 +310,11 @@ def _accuracy_row(
 
 def _habits_and_gap(before: Evaluation | None, after: Evaluation | None) -> str:
     panels = [part for part in (_habits(before, after), _gap(before, after)) if part]
-    return (
-        f'<h2>How the answers are reached</h2><div class="columns">{"".join(panels)}</div>' if panels else ""
-    )
+    return f'<h2>How the answers are reached</h2><div class="columns">{"".join(panels)}</div>' if panels else ""
 
 
 def _habits(before: Evaluation | None, after: Evaluation | None) -> str:
-    found = [
-        (name, e.summary()["overall"]["habits"]) for name, e in (("before", before), ("after", after)) if e
-    ]
+    found = [(name, e.summary()["overall"]["habits"]) for name, e in (("before", before), ("after", after)) if e]
     found = [(name, habits) for name, habits in found if habits]
     if not found:
         return ""
@@ -357,9 +345,9 @@ def _gap(before: Evaluation | None, after: Evaluation | None) -> str:
     plot = charts.axis(low, high, signed=True) + charts.dumbbell(*values, low, high, better=-1)
     return (
         '<div class="panel"><h3>Counter-prior gap</h3><p class="about">Accuracy where answers are distributed as in '
-        'training, minus accuracy where that prior is flipped. A policy that looks has no gap; one that guesses '
+        "training, minus accuracy where that prior is flipped. A policy that looks has no gap; one that guesses "
         f'from the prior has a large one.</p><div class="plot wide">{plot}</div><p class="note">{note} points, '
-        f'change {_change(result, better=-1)}</p></div>'
+        f"change {_change(result, better=-1)}</p></div>"
     )
 
 
@@ -390,9 +378,7 @@ def _curves(metrics: list[dict]) -> str:
 def _time(metrics: list[dict], columns: dict[str, list]) -> str:
     """Where the seconds of a step went."""
     totals = {
-        n[8:]: sum(v or 0 for v in columns[n])
-        for n in columns
-        if n.startswith("seconds/") and n != "seconds/step"
+        n[8:]: sum(v or 0 for v in columns[n]) for n in columns if n.startswith("seconds/") and n != "seconds/step"
     }
     whole = sum(m.get("seconds/step") or 0 for m in metrics)
     if not totals or not whole:
@@ -416,9 +402,7 @@ def _changed(comparison: dict | None, before: Evaluation | None, after: Evaluati
     columns = ""
     for title, sign in (("Rose most", 1), ("Fell most", -1)):
         rows = [row for row in comparison["changed"] if row["difference"] * sign > 0]
-        items = "".join(
-            _flip(row, old[row["split"], row["id"]], new[row["split"], row["id"]]) for row in rows
-        )
+        items = "".join(_flip(row, old[row["split"], row["id"]], new[row["split"], row["id"]]) for row in rows)
         if items:
             columns += f'<div><h3>{title}</h3><div class="panel">{items}</div></div>'
     return (

@@ -85,11 +85,7 @@ def group_html(folder: Path, group: list[dict], top: float) -> str:
     more = "".join(response_html(r, top) for r in hidden)
     more = f"<details><summary>{len(hidden)} more responses</summary>{more}</details>" if more else ""
     spread = "<p>All responses earned the same: this group teaches nothing.</p>" if same else ""
-    about = (
-        f"step {record.get('step', 0) + 1}",
-        text(record.get("task", "")),
-        text(record.get("sample_id", "")),
-    )
+    about = (f"step {record.get('step', 0) + 1}", text(record.get("task", "")), text(record.get("sample_id", "")))
     return (
         f'<div class="group"><div class="ask"><div class="pictures">{pictures}</div><div>'
         f'<p class="question">{text(record.get("question", ""))}</p>'
@@ -108,14 +104,10 @@ def response_html(record: dict, top: float) -> str:
         signed = f"{advantage:+.2f}".replace("-", "−") if advantage else "0"
         chips.append(f"advantage <b>{signed}</b>")
     if record.get("habit"):
-        chips.append(
-            f'<span><i class="swatch {habit_class(record["habit"])}"></i>{text(record["habit"])}</span>'
-        )
+        chips.append(f'<span><i class="swatch {habit_class(record["habit"])}"></i>{text(record["habit"])}</span>')
     shown = "".join(f"<span>{chip}</span>" for chip in chips)
     words = words_html(record, top)
-    return (
-        f'<div class="response {kind}"><div class="chips">{shown}</div><div class="text">{words}</div></div>'
-    )
+    return f'<div class="response {kind}"><div class="chips">{shown}</div><div class="text">{words}</div></div>'
 
 
 def habit_class(habit: str) -> str:
@@ -130,9 +122,7 @@ def words_html(record: dict, top: float) -> str:
     words = ""
     for i, (token, value) in enumerate(zip(record["tokens"], values, strict=True)):
         mark = "" if i >= len(kept) else " kept" if kept[i] else " masked"
-        words += (
-            f'<span class="t d{level(value, top)}{mark}" title="{charts.number(value)}">{text(token)}</span>'
-        )
+        words += f'<span class="t d{level(value, top)}{mark}" title="{charts.number(value)}">{text(token)}</span>'
     return words
 
 
@@ -148,7 +138,7 @@ def scale(top: float) -> str:
         f'<div class="scale"><span class="steps">visual dependency 0 <span class="ramp">{ramp}</span> {high} and '
         'more</span><span><span class="t kept">underlined</span> takes part in the update</span><span><span '
         'class="t masked">dotted</span> masked out of the update</span><span>Dependency: how much the distribution '
-        'of a token changes when the picture is destroyed.</span></div>'
+        "of a token changes when the picture is destroyed.</span></div>"
     )
 
 

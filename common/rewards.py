@@ -142,9 +142,7 @@ def yes_no(text: str) -> str | None:
 
 # ------------------------------------------------------------------------------------------------------ boxes
 COORDINATE = r"\s{0,3}(-?[0-9]{1,7}(?:\.[0-9]{0,9})?)\s{0,3}"
-FOUR = re.compile(
-    rf"[\[(]{COORDINATE},{COORDINATE}(?:,|[\])]\s{{0,3}},?\s{{0,3}}[\[(]){COORDINATE},{COORDINATE}[\])]"
-)
+FOUR = re.compile(rf"[\[(]{COORDINATE},{COORDINATE}(?:,|[\])]\s{{0,3}},?\s{{0,3}}[\[(]){COORDINATE},{COORDINATE}[\])]")
 BARE_FOUR = re.compile(rf"{COORDINATE},{COORDINATE},{COORDINATE},{COORDINATE}")
 
 
@@ -210,18 +208,14 @@ def giou(a: Box, b: Box) -> float:
     return iou(a, b) - (around - union) / around if around > 0 else -1.0
 
 
-def match_boxes(
-    predicted: Sequence[Box], gold: Sequence[Box], threshold: float = 0.5
-) -> list[tuple[int, int, float]]:
+def match_boxes(predicted: Sequence[Box], gold: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
     """One-to-one pairs (predicted, gold, IoU) with the largest sum of IoU, none below the threshold."""
     if not predicted or not gold:
         return []
     table = np.array([[iou(p, g) for g in gold] for p in predicted])  # [predicted, gold]
     table[table < threshold] = 0.0  # so that no good pair is given up for the sake of a useless one
     rows, columns = linear_sum_assignment(table, maximize=True)
-    return [
-        (int(i), int(j), float(table[i, j])) for i, j in zip(rows, columns, strict=True) if table[i, j] > 0
-    ]
+    return [(int(i), int(j), float(table[i, j])) for i, j in zip(rows, columns, strict=True) if table[i, j] > 0]
 
 
 def detection_f1(

@@ -218,9 +218,7 @@ class Run:
             self._append("rollouts.jsonl", json.dumps(line, ensure_ascii=False))
 
     def _store_image(self, image: Any) -> str:
-        image = (
-            image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
-        )
+        image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, dtype=np.uint8))
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
         name = f"images/{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.png"
@@ -282,9 +280,7 @@ class Run:
         self._all_saved = step + 1 >= self.total_steps
         if self.stop_requested:
             self.close()
-            print(
-                f"Stopped after step {step + 1} of {self.total_steps}; continue with: {self.resume_command()}"
-            )
+            print(f"Stopped after step {step + 1} of {self.total_steps}; continue with: {self.resume_command()}")
         elif self.counts["skipped_in_a_row"] >= SKIPS:
             self.close()
             raise SightRLError(
@@ -444,10 +440,7 @@ class Run:
         with self._disk("report.html"):
             report = write_report(self.folder)
         print(*self._counted(), sep="\n", end="\n" * bool(self._counted()))
-        print(
-            f"model   {self.folder / 'model'}\nmetrics {self.folder / 'metrics.jsonl'}\nreport  {report}",
-            flush=True,
-        )
+        print(f"model   {self.folder / 'model'}\nmetrics {self.folder / 'metrics.jsonl'}\nreport  {report}", flush=True)
 
     def _save_model(self) -> None:
         """Save under another name first: a kill leaves no half-written model that looks like a whole one."""

@@ -72,9 +72,7 @@ def read_object(folder: Path, name: str) -> dict:
 
 def check_same_options(folder: Path, args: Any) -> None:
     saved, given = read_config(folder), options_of(args)
-    differing = [
-        n for n in sorted(set(saved) | set(given)) if n not in MAY_DIFFER and saved.get(n) != given.get(n)
-    ]
+    differing = [n for n in sorted(set(saved) | set(given)) if n not in MAY_DIFFER and saved.get(n) != given.get(n)]
     if differing:
         started = "; ".join(f"{n} was {saved.get(n)!r}, now {given.get(n)!r}" for n in differing[:3])
         about = read_object(folder, "run.json")
@@ -259,5 +257,3 @@ def peak_memory_gb() -> float | None:
         return round(torch.cuda.max_memory_allocated() / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
-
-

@@ -25,14 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from common.attention import TEXT_ATTENTION, VISION_ATTENTION, SharedPrefix
 from common.errors import SightRLError
-from common.loading import (
-    add_lora,
-    check_supported,
-    checkpoint_activations,
-    keep_freed_memory,
-    load_parts,
-    pick_dtype,
-)
+from common.loading import add_lora, check_supported, checkpoint_activations, keep_freed_memory, load_parts, pick_dtype
 from common.pixels import Pixels
 from common.sharding import Shards, master
 

@@ -135,11 +135,7 @@ class Plain:
         """int64 [N, R]"""
         self.model.eval()
         inputs = self.inputs([p for p in self.prompts for _ in range(self.group)])
-        sampling = (
-            {"do_sample": False}
-            if greedy
-            else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-        )
+        sampling = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
         out = self.model.generate(**inputs, max_new_tokens=limit, pad_token_id=self.vlm.pad_id,
                                   suppress_tokens=self.vlm.banned_ids.tolist(), **sampling)  # fmt: skip
         self.model.train()
@@ -151,9 +147,7 @@ class Plain:
         part = tokens[chosen]
         inputs["input_ids"] = torch.cat([inputs["input_ids"], part], dim=1)
         inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(part)], dim=1)
-        inputs["mm_token_type_ids"] = torch.cat(
-            [inputs["mm_token_type_ids"], torch.zeros_like(part).int()], dim=1
-        )
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(part).int()], dim=1)
         logits = (
             self.model(**inputs, logits_to_keep=part.shape[1] + 1, use_cache=False).logits[:, :-1].float()
         )  # [n, R, V]
@@ -184,9 +178,7 @@ class Ours:
         vlm.eos_ids = [-1]
 
     def rollout(self, limit: int, greedy: bool = False) -> Tensor:
-        return rollout(
-            self.vlm, self.prompts, self.group, max_new_tokens=limit, temperature=float(not greedy)
-        ).tokens
+        return rollout(self.vlm, self.prompts, self.group, max_new_tokens=limit, temperature=float(not greedy)).tokens
 
     def score(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
@@ -225,10 +217,7 @@ def run_setting(name: str, setting: Setting, args: Args, device: str) -> dict[st
     vlm = load(setting, args.seed, device)
     pictures, questions = inputs(setting, args.seed)
     prompts = [vlm.prompt(q, [p]) for q, p in zip(questions, pictures, strict=True)]
-    sides = {
-        "ours": Ours(vlm, prompts, group, args.our_tokens),
-        "plain": Plain(vlm, prompts, group, args.plain_rows),
-    }
+    sides = {"ours": Ours(vlm, prompts, group, args.our_tokens), "plain": Plain(vlm, prompts, group, args.plain_rows)}
     correctness = check(sides["ours"], sides["plain"], limit)  # also the warm-up
     equal, logps, gradients = correctness.values()
     print(f"{name}: {equal:.2%} of greedy tokens equal, log-probs within {logps:.1e}, gradients within "
@@ -276,9 +265,7 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         s, least = result["setting"], result["least_seconds"]
         label = f"{name}: {s['prompts']} x {s['group']} x {s['tokens']} tokens, {s['side']}-px image"
-        medians = {
-            k: {p: statistics.median(v) for p, v in phases.items()} for k, phases in result["seconds"].items()
-        }
+        medians = {k: {p: statistics.median(v) for p, v in phases.items()} for k, phases in result["seconds"].items()}
         for side in [*medians.values(), least]:
             side["roll-out + update"] = side["rollout"] + side["update"]
         for phase in medians["plain"]:

@@ -2,6 +2,8 @@
 
     outcomes = [read_outcome(entry, seeds) for entry in entries]      # entry: compare.Contender
     result = summarise(outcomes, claim)                               # what tables.py, figures.py, compare_page.py show
+
+Nothing here runs or draws anything.
 """
 
 from __future__ import annotations
@@ -185,9 +187,10 @@ def summary_of(outcome: Outcome, curve: np.ndarray | None, edges: np.ndarray, le
         "splits": groups_of(outcome, outcome.splits),
         "habits": outcome.habits,
         "own": own_summary(outcome),
-        "effects": {name: {"before": over_seeds(a), "after": over_seeds(b),
-                           "change": stats.difference_over_seeds(b, a)}
-                    for name, (a, b) in outcome.effects.items()},
+        "effects": {
+            name: {"before": over_seeds(a), "after": over_seeds(b), "change": stats.difference_over_seeds(b, a)}
+            for name, (a, b) in outcome.effects.items()
+        },
         "curve": {name: [round(float(x), 5) for x in values] for name, values in means.items()},
         "curve_mean": curve_mean,
         "levels": {f"{level:.2f}": reached(outcome, level) for level in levels},

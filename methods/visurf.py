@@ -14,7 +14,7 @@ Published: ViSurf beats SFT, RLVR and SFT then RLVR in all domains, most where t
 (Qwen2.5-VL-7B; no numbers could be read). Differences from the paper:
 1. Rewards as VisionReasoner's (inferred): thinking 1, format 1, F1 of boxes 2; at 1 a well-formed failure silences y.
 2. Token mean in a sequence, eps 0.2, Bessel std + 1e-6, no KL, first eliminate, then smooth, preset: all (inferred).
-3. pi_old(y) comes from a pass without gradient before the update. Label tokens count as generated.
+3. pi_old(y) is from a pass without gradient before the update. Label tokens count as generated.
 
 Expect (results/visurf.json; 5 seeds, 300,000 tokens): "nothing there" 0.000 -> 0.092 (GRPO 0.000, SFT 0.476), other
 questions 0.447 -> 0.561 (0.620, 0.132), words of thought 7.5 -> 7.1 (8.0, 0.0), boxes 0.331 -> 0.489 (0.746, 0.021).
@@ -50,7 +50,7 @@ class Args(CommonArgs):
     group_size: int = 8
     """G: responses per prompt, the label not counted. Published: not found; 8 (TRL, most VLM papers)."""
     prompts_per_step: int = 16
-    """Prompts whose groups are used in one step. Published: not found; others 384 or 512."""
+    """Prompts whose groups are used in one step. 384 in VPPO, 512 in EasyR1."""
     max_new_tokens: int = 80
     """L_max: longest response in tokens. 2048 in most VLM papers."""
     temperature: float = 1.0
@@ -228,9 +228,10 @@ def main(args: Args) -> None:
     stream = load_stream(args)
     budget = Budget(args.budget_tokens, args.max_minutes)
     before = evaluate_held_out(run, vlm, args, "before", args.max_new_tokens)
-    asked = held_out(args).items() if args.eval_questions else ()
-    own_task = dict(kind="own", samples={split: [task_of(args, sample) for sample in part] for split, part in asked},
-                    make=lambda vlm, s: make_prompt(vlm, s, args.own_prompt), score=lambda text, s: marks(text, s)[2])
+    asked = held_out(args) if args.eval_questions else {}
+    asked = {split: [task_of(args, sample) for sample in part] for split, part in asked.items()}
+    own_task = dict(kind="own", samples=asked, make=lambda vlm, s: make_prompt(vlm, s, args.own_prompt),
+                    score=lambda text, s: marks(text, s)[2])  # fmt: skip
     own_before = evaluate_held_out(run, vlm, args, "before", args.max_new_tokens, **own_task)
     first_step = run.resume(vlm, optimizer, stream=stream, budget=budget)
 

@@ -98,9 +98,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def assert_same_gradients(
-    ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-4
-) -> None:
+def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-4) -> None:
     """Equal names, and every gradient within a fraction `tolerance` of its largest entry."""
     assert ours.keys() == theirs.keys() and ours
     for name, expected in theirs.items():

@@ -2,6 +2,8 @@
 
     folder = only_run(tmp_path)             # after method.main(method.Args(**MINUTE, out=str(tmp_path)))
     whole = killed_and_resumed(method.main, lambda **more: method.Args(**MINUTE | more), tmp_path, step=1)
+
+What differs between methods is in the tests of each.
 """
 
 from __future__ import annotations

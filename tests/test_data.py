@@ -48,20 +48,13 @@ def test_gray_palette_and_one_bit():
 def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     assert pixels(encoded(Image.fromarray(values)))[0, :, 0].tolist() == [0, 1, 128, 255]
-    assert pixels(encoded(Image.fromarray(values.astype(np.int32)), "TIFF"))[0, :, 0].tolist() == [
+    assert pixels(encoded(Image.fromarray(values.astype(np.int32)), "TIFF"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert pixels(encoded(Image.fromarray(np.array([[0, 0.5, 1.0]], np.float32)), "TIFF"))[0, :, 0].tolist() == [
         0,
-        1,
         128,
         255,
     ]
-    assert pixels(encoded(Image.fromarray(np.array([[0, 0.5, 1.0]], np.float32)), "TIFF"))[
-        0, :, 0
-    ].tolist() == [0, 128, 255]
-    assert pixels(encoded(Image.fromarray(np.array([[0, 7, 255]], np.int32)), "TIFF"))[0, :, 0].tolist() == [
-        0,
-        7,
-        255,
-    ]
+    assert pixels(encoded(Image.fromarray(np.array([[0, 7, 255]], np.int32)), "TIFF"))[0, :, 0].tolist() == [0, 7, 255]
 
 
 def test_transparency_becomes_white():
@@ -76,20 +69,10 @@ def test_transparency_becomes_white():
 
 
 def test_cmyk_and_webp_and_gif():
-    assert (
-        pixels(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[4, 4, 0] > 200
-    )  # red
-    assert pixels(encoded(Image.new("RGB", (8, 8), "blue"), "WEBP", lossless=True))[0, 0].tolist() == [
-        0,
-        0,
-        255,
-    ]
+    assert pixels(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))[4, 4, 0] > 200  # red
+    assert pixels(encoded(Image.new("RGB", (8, 8), "blue"), "WEBP", lossless=True))[0, 0].tolist() == [0, 0, 255]
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "lime")]
-    assert pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0].tolist() == [
-        255,
-        0,
-        0,
-    ]
+    assert pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_exif_rotation_is_applied_unless_the_annotation_says_otherwise():
@@ -126,9 +109,7 @@ def test_too_large_too_long_and_bombs():
     assert "has 100,000,000 pixels and the limit is 89,478,485; shrink it" in sentence_of(
         load_image, header_only(10_000, 10_000), "x"
     )
-    assert "shrink it" in sentence_of(
-        load_image, header_only(60_000, 60_000), "x"
-    )  # Pillow refuses this one itself
+    assert "shrink it" in sentence_of(load_image, header_only(60_000, 60_000), "x")  # Pillow refuses this one itself
     assert sentence_of(load_image, encoded(Image.new("RGB", (1, 201))), "x") == (
         f"x: the embedded picture is 1 x 201, more than 200 times as long as wide; crop it, {hint}"
     )
@@ -235,8 +216,7 @@ def test_kinds_take_turns():
 def plain(n: int, broken: tuple[int, ...] = (), bad_rows: str = "skip") -> Dataset:
     images = [b"broken" if i in broken else encoded(Image.new("RGB", (4, 4), (i, 0, 0))) for i in range(n)]
     samples = [
-        Sample(f"d:{i}", "?", str(i), "t", [image], where=f"d.jsonl line {i + 1}")
-        for i, image in enumerate(images)
+        Sample(f"d:{i}", "?", str(i), "t", [image], where=f"d.jsonl line {i + 1}") for i, image in enumerate(images)
     ]
     return Dataset("d", "train", samples, bad_rows=bad_rows)
 
@@ -296,17 +276,12 @@ def test_unknown_specs_and_options():
         "--data 'json:x' is not understood; give world or one of jsonl:..., "
     )
     assert "is not understood" in sentence_of(open_dataset, "jsonl:", "train")
-    assert (
-        sentence_of(open_dataset, "world", "train", limit=0) == "--limit is a number of rows, at least 1, not 0."
-    )
+    assert sentence_of(open_dataset, "world", "train", limit=0) == "--limit is a number of rows, at least 1, not 0."
     assert (
         sentence_of(open_dataset, "voc:nowhere", "test_combo")
         == "voc:nowhere has the splits train, val and test, but no 'test_combo'."
     )
-    assert (
-        sentence_of(open_dataset, "world", "train", bad_rows="ignore")
-        == "--bad-rows is stop or skip, not 'ignore'."
-    )
+    assert sentence_of(open_dataset, "world", "train", bad_rows="ignore") == "--bad-rows is stop or skip, not 'ignore'."
     assert sentence_of(open_dataset, "jsonl:x", "train", columns="qestion=a").startswith(
         "--columns 'qestion=a' is not understood; "
     )

@@ -96,7 +96,7 @@ RECORDS = {
 @pytest.mark.parametrize("layout", RECORDS)
 def test_records_as_others_write_them(tmp_path, layout):
     picture(tmp_path / "a.png")
-    sample = only(jsonl(tmp_path / 'd.jsonl', [RECORDS[layout]]))
+    sample = only(jsonl(tmp_path / "d.jsonl", [RECORDS[layout]]))
     assert sample.question.removeprefix("<image>") == "What color?" and sample.answer == "red"
     assert sample.id == "d.jsonl:1" and sample.task == "d" and sample.answer_type == "text"
     assert sample.load_images()[0].size == (40, 30)
@@ -124,7 +124,7 @@ def test_answer_types_are_recognised(tmp_path):
         ({"answer": "7", "answer_type": "text"}, "text", "7"),
     ]
     for n, (row, kind, answer) in enumerate(rows):
-        sample = only(jsonl(tmp_path / f'{n}.jsonl', [{'question': '?'} | row]))
+        sample = only(jsonl(tmp_path / f"{n}.jsonl", [{"question": "?"} | row]))
         assert (sample.answer_type, sample.answer) == (kind, answer)
     assert only(f"jsonl:{tmp_path / '5.jsonl'}").question == "?\nA. x\nB. y"
     lettered = {
@@ -134,12 +134,8 @@ def test_answer_types_are_recognised(tmp_path):
         "task": "logic",
         "response": "\\boxed{B}",
     }
-    sample = only(jsonl(tmp_path / 'l.jsonl', [lettered]))
-    assert (
-        sample.question == "Which? A. x B. y"
-        and sample.task == "logic"
-        and sample.meta["response"] == "\\boxed{B}"
-    )
+    sample = only(jsonl(tmp_path / "l.jsonl", [lettered]))
+    assert sample.question == "Which? A. x B. y" and sample.task == "logic" and sample.meta["response"] == "\\boxed{B}"
     assert sample.meta["choices"] == ["x", "y"]
 
 
@@ -168,10 +164,7 @@ BAD_LINES = [  # the line, and what is said after "FILE line 2" (* is the folder
         '{"question": "<image><image>?", "answer": "1", "image": "a.png"}',
         " has 2 <image> marks but 1 pictures; make the numbers equal",
     ),
-    (
-        '{"question": "?", "answer": "1", "image": "b.png"}',
-        ": the picture b.png does not exist in *; add the file",
-    ),
+    ('{"question": "?", "answer": "1", "image": "b.png"}', ": the picture b.png does not exist in *; add the file"),
     ('{"question": "?", "answer": "1", "image": 7}', " names no picture file but '7'; write a path"),
     (
         '{"question": "?", "answer": "1", "image": "https://x.org/a.png"}',
@@ -187,10 +180,7 @@ BAD_LINES = [  # the line, and what is said after "FILE line 2" (* is the folder
         '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "answer": "1"}',
         ": the conversation has 2 user turns and one is supported; keep one",
     ),
-    (
-        '{"question": [3], "answer": "1"}',
-        ": the conversation is not a list of turns with role and content; correct it",
-    ),
+    ('{"question": [3], "answer": "1"}', ": the conversation is not a list of turns with role and content; correct it"),
     ('{"question": {"a": 1}, "answer": "1"}', ": the question is no text; correct it"),
     (
         '{"question": "?", "answer": "1", "answer_type": "essay"}',
@@ -225,8 +215,7 @@ def test_a_misnamed_picture_column_is_noticed(tmp_path):
     picture(tmp_path / "a.png")
     file = write_jsonl(tmp_path / "d.jsonl", [{"question": "?", "answer": "1", "photo": "a.png"}])
     assert error_of(f"jsonl:{file}") == (
-        f"{file} line 1 has no image or images column, but 'photo' holds pictures; add --columns "
-        f"images=photo, {HINT}"
+        f"{file} line 1 has no image or images column, but 'photo' holds pictures; add --columns images=photo, {HINT}"
     )
     assert only(f"jsonl:{file}", columns="images=photo").load_images()
 
@@ -238,7 +227,7 @@ def test_odd_but_usable_rows(tmp_path):
         {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "one"}], "answer": 0},
     ]
     for n, row in enumerate(rows):
-        sample = only(jsonl(tmp_path / f'{n}.jsonl', [row]))
+        sample = only(jsonl(tmp_path / f"{n}.jsonl", [row]))
         assert sample.images == sample.load_images() == [] and sample.answer in ("0", "0.5")
         assert "size" not in sample.meta  # it would be taken for that of the picture
 
@@ -250,9 +239,7 @@ def test_invalid_utf8_and_nothing_left(tmp_path):
         f"the train split of jsonl:{tmp_path / 'bad.jsonl'} is empty; the first problem: "
     )
     (tmp_path / "list.json").write_text("[{]")
-    assert error_of(f"jsonl:{tmp_path / 'list.json'}").startswith(
-        f"{tmp_path / 'list.json'} is no JSON list ("
-    )
+    assert error_of(f"jsonl:{tmp_path / 'list.json'}").startswith(f"{tmp_path / 'list.json'} is no JSON list (")
     assert error_of(f"jsonl:{tmp_path / 'no.jsonl'}") == (
         f"{tmp_path / 'no.jsonl'} does not exist or holds no .jsonl file; give the path of a JSON-lines file."
     )
@@ -268,38 +255,29 @@ def test_pictures_outside_of_the_working_folder(tmp_path, monkeypatch):
 
 def test_pictures_outside_need_permission(tmp_path):
     picture(tmp_path / "pictures" / "a.png")
-    file = write_jsonl(
-        tmp_path / "lists" / "d.jsonl", [{"question": "?", "answer": "1", "image": "../pictures/a.png"}]
-    )
+    file = write_jsonl(tmp_path / "lists" / "d.jsonl", [{"question": "?", "answer": "1", "image": "../pictures/a.png"}])
     assert only(f"jsonl:{file}", allow_outside=True).load_images()
     other = write_jsonl(tmp_path / "lists" / "e.jsonl", [{"question": "?", "answer": "1", "image": "a.png"}])
     assert only(f"jsonl:{other},{tmp_path / 'pictures'}").load_images()
     (tmp_path / "lists" / "linked").symlink_to(tmp_path / "pictures")  # who made it nobody knows: archives hold links
-    link = write_jsonl(
-        tmp_path / "lists" / "f.jsonl", [{"question": "?", "answer": "1", "image": "linked/a.png"}]
-    )
+    link = write_jsonl(tmp_path / "lists" / "f.jsonl", [{"question": "?", "answer": "1", "image": "linked/a.png"}])
     assert "the picture linked/a.png lies outside" in error_of(f"jsonl:{link}")
     assert only(f"jsonl:{link}", allow_outside=True).load_images()
 
 
 def test_jsonl_splits(tmp_path):
     rows = [
-        {
-            "question": f"{q}?",
-            "answer": "1",
-            "images": [f"{i}.png", *([f"{i + 1}.png"] if i % 10 == 0 else [])],
-        }
+        {"question": f"{q}?", "answer": "1", "images": [f"{i}.png", *([f"{i + 1}.png"] if i % 10 == 0 else [])]}
         for i in range(60)
         for q in range(2)
     ]
     for i in range(61):
         picture(tmp_path / f"{i}.png", (i, 0, 0))
-    samples = everything(jsonl(tmp_path / 'd.jsonl', rows))
+    samples = everything(jsonl(tmp_path / "d.jsonl", rows))
     assert sum(map(len, samples.values())) == 120 and all(samples.values())
     for name, n in (("train", 5), ("test", 4)):
         write_jsonl(
-            tmp_path / "official" / f"{name}.jsonl",
-            [{"question": f"{name}{i}", "answer": "1"} for i in range(n)],
+            tmp_path / "official" / f"{name}.jsonl", [{"question": f"{name}{i}", "answer": "1"} for i in range(n)]
         )
     official = everything(f"jsonl:{tmp_path / 'official'}")
     assert {s.question for s in official["test"]} == {f"test{i}" for i in range(4)}
@@ -311,11 +289,7 @@ def test_jsonl_splits(tmp_path):
 def table(n: int = 40):
     datasets = pytest.importorskip("datasets")
     rows = [
-        {
-            "problem": f"<image>What is {i}?",
-            "answer": str(i),
-            "images": [{"bytes": png((i, 0, 0)), "path": None}],
-        }
+        {"problem": f"<image>What is {i}?", "answer": str(i), "images": [{"bytes": png((i, 0, 0)), "path": None}]}
         for i in range(n)
     ]
     return datasets.Dataset.from_list(rows)
@@ -353,17 +327,11 @@ def test_parquet_image_columns(tmp_path):
             "feature",
             str(path),
             datasets.Features(
-                {
-                    "question": datasets.Value("string"),
-                    "answer": datasets.Value("int64"),
-                    "image": datasets.Image(),
-                }
+                {"question": datasets.Value("string"), "answer": datasets.Value("int64"), "image": datasets.Image()}
             ),
         ),
     ):
-        rows = datasets.Dataset.from_dict(
-            {"question": ["What?"], "answer": [5], "image": [value]}, features=features
-        )
+        rows = datasets.Dataset.from_dict({"question": ["What?"], "answer": [5], "image": [value]}, features=features)
         rows.to_parquet(tmp_path / f"{name}.parquet")
         sample = only(f"parquet:{tmp_path / name}.parquet")
         assert sample.load_images()[0].getpixel((0, 0)) == (255, 0, 0) and sample.answer == "5"
@@ -389,18 +357,14 @@ def test_class_labels_become_their_names(tmp_path):
             "answer": datasets.ClassLabel(names=["cat", "dog"]),
         }
     )
-    rows = datasets.Dataset.from_dict(
-        {"image": [png("red")], "question": ["What?"], "answer": [1]}, features=features
-    )
+    rows = datasets.Dataset.from_dict({"image": [png("red")], "question": ["What?"], "answer": [1]}, features=features)
     rows.to_parquet(tmp_path / "d.parquet")
     assert only(f"parquet:{tmp_path / 'd.parquet'}").answer == "dog"
 
 
 def test_equal_pictures_in_a_table_stay_together(tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = [
-        {"question": f"{i} {j}", "answer": "1", "image": png((i, 0, 0))} for i in range(20) for j in range(3)
-    ]
+    rows = [{"question": f"{i} {j}", "answer": "1", "image": png((i, 0, 0))} for i in range(20) for j in range(3)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     samples = everything(f"parquet:{tmp_path / 'd.parquet'}")
     numbers = [{s.question.split()[0] for s in samples[split]} for split in SPLITS]
@@ -410,9 +374,7 @@ def test_equal_pictures_in_a_table_stay_together(tmp_path):
 def test_datasets_saved_to_disk(tmp_path):
     datasets = pytest.importorskip("datasets")
     table().save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": table(30), "test": table(40).select(range(30, 40))}).save_to_disk(
-        tmp_path / "two"
-    )
+    datasets.DatasetDict({"train": table(30), "test": table(40).select(range(30, 40))}).save_to_disk(tmp_path / "two")
     assert sum(map(len, everything(f"hf:{tmp_path / 'one'}").values())) == 40
     assert len(everything(f"hf:{tmp_path / 'two'}")["test"]) == 10
 
@@ -488,9 +450,7 @@ def test_voc_questions(tmp_path):
     samples = {s.id: s for s in read(f"voc:{tmp_path}", "train")}
     assert sorted(samples) == ["a:count:cat", "a:count:dog", "a:detect:cat", "a:detect:dog", "a:locate:cat"]
     assert samples["a:count:dog"].answer == "2" and samples["a:count:dog"].answer_type == "number"
-    assert (
-        samples["a:locate:cat"].answer == "[20, 2, 30, 12]" and samples["a:locate:cat"].answer_type == "box"
-    )
+    assert samples["a:locate:cat"].answer == "[20, 2, 30, 12]" and samples["a:locate:cat"].answer_type == "box"
     assert json.loads(samples["a:detect:dog"].answer) == [
         {"bbox_2d": [1, 2, 11, 12], "label": "dog"},
         {"bbox_2d": [12, 2, 18, 12], "label": "dog"},
@@ -550,9 +510,7 @@ def test_boxes_that_enclose_nothing_silence_their_label(tmp_path):
     )
     dataset = open_dataset(f"voc:{tmp_path}", "train")
     assert sorted(s.id for s in dataset.samples) == ["a:count:dog", "a:detect:dog", "a:locate:dog"]
-    assert (
-        next(s for s in dataset.samples if s.task == "locate").answer == "[0, 2, 40, 12]"
-    )  # clipped to the picture
+    assert next(s for s in dataset.samples if s.task == "locate").answer == "[0, 2, 40, 12]"  # clipped to the picture
     where = tmp_path / "Annotations" / "a.xml"
     assert (
         dataset.notes[0]
@@ -573,17 +531,14 @@ def test_bad_voc_files(tmp_path):
         assert str(where) in (text := error_of(f"voc:{tmp_path}")) and problem in text
         assert len(open_dataset(f"voc:{tmp_path}", "train", bad_rows="skip").skipped) == 1
     assert error_of(f"voc:{tmp_path / 'JPEGImages'}") == (
-        f"{tmp_path / 'JPEGImages'} has no Annotations and JPEGImages folders; give the folder that "
-        "holds both."
+        f"{tmp_path / 'JPEGImages'} has no Annotations and JPEGImages folders; give the folder that holds both."
     )
 
 
 def test_wrong_size_in_the_annotation_is_found_when_the_picture_is_read(tmp_path):
     voc(tmp_path, "a", [("cat", (1, 2, 11, 12))])
     picture(tmp_path / "JPEGImages" / "a.png", size=(80, 60))
-    with pytest.raises(
-        SightRLError, match="is 80 x 60 but its annotation says 40 x 30; correct the annotation"
-    ):
+    with pytest.raises(SightRLError, match="is 80 x 60 but its annotation says 40 x 30; correct the annotation"):
         read(f"voc:{tmp_path}", "train")[0].load_images()
 
 
@@ -633,9 +588,7 @@ def test_bad_coco_files(tmp_path):
         f"{tmp_path / 'a.json'} image 0: annotation 1 has no known category or no [x, y, width, height]; "
         f"correct it, {HINT}"
     )
-    assert "image 3: the picture 3.png does not exist in" in error_of(
-        f"coco:{coco(tmp_path / 'b.json', pictures=4)}"
-    )
+    assert "image 3: the picture 3.png does not exist in" in error_of(f"coco:{coco(tmp_path / 'b.json', pictures=4)}")
     (tmp_path / "c.json").write_text("[]")
     assert "c.json is no COCO file with images, annotations and categories (TypeError" in error_of(
         f"coco:{tmp_path / 'c.json'}"
@@ -650,11 +603,7 @@ def test_plain_pictures(tmp_path):
     (tmp_path / "readme.txt").write_text("no picture")
     samples = everything(f"images:{tmp_path}")
     assert sum(map(len, samples.values())) == 40 and all(samples.values())
-    assert (samples["train"][0].question, samples["train"][0].answer, samples["train"][0].task) == (
-        "",
-        "",
-        "image",
-    )
+    assert (samples["train"][0].question, samples["train"][0].answer, samples["train"][0].task) == ("", "", "image")
     (tmp_path / "empty").mkdir()
     assert (
         error_of(f"images:{tmp_path / 'empty'}")
@@ -698,14 +647,11 @@ def test_nlvr_questions(tmp_path):
     every = [s for split in SPLITS for s in samples[split]]
     assert sum(s.task == "sentence" for s in every) == 6 * 12
     assert {s.id.split("-")[0] for s in samples["test"]} == {"4", "5", "10", "11"}
-    sentence = next(
-        s for s in every if s.id == "0-0-4:sentence"
-    )  # picture 4 shows the boxes in the order 2, 0, 1
+    sentence = next(s for s in every if s.id == "0-0-4:sentence")  # picture 4 shows the boxes in the order 2, 0, 1
     assert sentence.question == 'Is this statement about the picture true or false? "There is a circle."'
     assert (sentence.answer, sentence.answer_type) == ("true", "yesno")
     assert sentence.meta["caption"] == (
-        "The left box is empty. The middle box has a medium black square. The right box has a small "
-        "yellow circle."
+        "The left box is empty. The middle box has a medium black square. The right box has a small yellow circle."
     )
     for s in every:
         k = int(s.id.split(":")[0].split("-")[2])
@@ -722,17 +668,8 @@ def test_nlvr_questions(tmp_path):
         elif s.task == "count_color":
             assert s.answer == {"black": str(black), "yellow": "1", "blue": "0"}[s.question.split()[2]]
         elif s.task == "count_shape":
-            assert (
-                s.answer == {"squares": str(black), "circles": "1", "triangles": "0"}[s.question.split()[2]]
-            )
-    assert {s.task for s in every} == {
-        "sentence",
-        "count_box",
-        "count_color",
-        "count_shape",
-        "where_is",
-        "color_of",
-    }
+            assert s.answer == {"squares": str(black), "circles": "1", "triangles": "0"}[s.question.split()[2]]
+    assert {s.task for s in every} == {"sentence", "count_box", "count_color", "count_shape", "where_is", "color_of"}
 
 
 def test_nlvr_official_splits(tmp_path):
@@ -762,9 +699,9 @@ def test_nlvr_does_not_count_overlapping_objects(tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["structured_rep"] = [[thing("Black", "square", 5), thing("Black", "square", 15)], [], []]
     write_jsonl(file, rows)
-    assert {
-        s.task for split in SPLITS for s in everything(f"nlvr:{tmp_path}")[split] if s.id.startswith("0-")
-    } <= {"sentence"}
+    assert {s.task for split in SPLITS for s in everything(f"nlvr:{tmp_path}")[split] if s.id.startswith("0-")} <= {
+        "sentence"
+    }
 
 
 def test_bad_nlvr(tmp_path):
@@ -776,8 +713,7 @@ def test_bad_nlvr(tmp_path):
     file.write_text("\n".join(rows))
     (tmp_path / "dev" / "images" / "0" / "dev-0-0-3.png").unlink()
     assert error_of(f"nlvr:{tmp_path}") == (
-        f"{file} line 1: the picture images/0/dev-0-0-3.png does not exist in {tmp_path / 'dev'}; add "
-        f"the file, {HINT}"
+        f"{file} line 1: the picture images/0/dev-0-0-3.png does not exist in {tmp_path / 'dev'}; add the file, {HINT}"
     )
     assert "give the folder of NLVR." in error_of(f"nlvr:{tmp_path / 'dev' / 'images'}")
 
@@ -810,15 +746,10 @@ def test_puzzlevqa(tmp_path):
     )
     assert len(samples["train"]) + len(samples["val"]) == 80 and 1 <= len(samples["val"]) <= 10
     venn = next(s for s in samples["test"] if s.id == "venn_0040")
-    assert (
-        venn.question
-        == "What is missing?\nA. 8\nB. 1\nC. 9\nD. 7\nAnswer with the letter of the right option."
-    )
+    assert venn.question == "What is missing?\nA. 8\nB. 1\nC. 9\nD. 7\nAnswer with the letter of the right option."
     assert (venn.answer, venn.answer_type, venn.task) == ("B", "option", "venn")
     assert (
-        venn.meta["chance"] == 0.25
-        and venn.meta["choices"] == ["8", "1", "9", "7"]
-        and venn.meta["answer_text"] == "1"
+        venn.meta["chance"] == 0.25 and venn.meta["choices"] == ["8", "1", "9", "7"] and venn.meta["answer_text"] == "1"
     )
     assert venn.meta["response"] == "<think>Circles. Sums. So it is that.</think> \\boxed{B}"
     assert next(s for s in samples["test"] if s.task == "sizes").answer == "B"

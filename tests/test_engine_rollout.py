@@ -58,9 +58,7 @@ def test_kept_logps_equal_recomputed_ones(family, temperature, top_p):
     vlm.eos_ids = [*vlm.eos_ids, *range(0, 256, 16)]  # many responses end early
     prompts = mixed_prompts(vlm)
     generator = torch.Generator().manual_seed(3)
-    out = rollout(
-        vlm, prompts, 5, max_new_tokens=24, temperature=temperature, top_p=top_p, generator=generator
-    )
+    out = rollout(vlm, prompts, 5, max_new_tokens=24, temperature=temperature, top_p=top_p, generator=generator)
     assert len(set(out.mask.sum(1).tolist())) > 3
     logps, _ = response_logps(vlm, prompts, out.tokens, out.mask, temperature=temperature)
     torch.testing.assert_close(out.logps, logps.detach(), atol=1e-5, rtol=1e-5)
@@ -124,12 +122,7 @@ def test_placeholders_are_never_sampled_even_if_the_logits_love_them():
     assert len(vlm.banned_ids) == 5
     for temperature in (0.0, 1.0, 5.0):
         out = rollout(
-            vlm,
-            prompts,
-            8,
-            max_new_tokens=12,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(0),
+            vlm, prompts, 8, max_new_tokens=12, temperature=temperature, generator=torch.Generator().manual_seed(0)
         )
         assert not torch.isin(out.tokens, vlm.banned_ids).any()
         assert out.logps.isfinite().all()
@@ -146,10 +139,7 @@ def test_sampling_follows_the_distribution():
     counts = torch.bincount(chosen, minlength=5) / 20_000
     assert (counts - probs).abs().max() < 0.01 and counts[4] == 0
     torch.testing.assert_close(logps, probs.log()[chosen])
-    assert choose(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)[0].tolist() == [
-        0,
-        3,
-    ]
+    assert choose(logits[:2], torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), 1.0, 1.0)[0].tolist() == [0, 3]
 
 
 def test_nucleus_keeps_the_smallest_set_and_the_kept_logps_are_full():
@@ -165,9 +155,7 @@ def test_nucleus_keeps_the_smallest_set_and_the_kept_logps_are_full():
 
 def test_one_token_responses_and_texts():
     vlm = make_vlm()
-    out = rollout(
-        vlm, [vlm.prompt("hi", [])], 4, max_new_tokens=1, generator=torch.Generator().manual_seed(0)
-    )
+    out = rollout(vlm, [vlm.prompt("hi", [])], 4, max_new_tokens=1, generator=torch.Generator().manual_seed(0))
     assert out.tokens.shape == (4, 1) and out.mask.all()
     assert out.texts == [vlm.decode(row) for row in out.tokens]
 
@@ -184,10 +172,7 @@ def test_select_and_concat():
     vlm = make_vlm(train_vision=False)
     vlm.eos_ids = list(range(0, 256, 8))
     prompts = mixed_prompts(vlm)
-    parts = [
-        rollout(vlm, prompts, 2, max_new_tokens=m, generator=torch.Generator().manual_seed(m))
-        for m in (3, 16)
-    ]
+    parts = [rollout(vlm, prompts, 2, max_new_tokens=m, generator=torch.Generator().manual_seed(m)) for m in (3, 16)]
     both = concat_rollouts(parts)
     assert len(both.prompts) == len(both.features) == 6 and len(both.texts) == len(both.tokens) == 12
     assert (both.tokens[~both.mask] == vlm.pad_id).all()

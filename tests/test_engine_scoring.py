@@ -159,10 +159,7 @@ def reference_varlen(query, key, value, q_starts, k_starts, longest_q, longest_k
     parts = []
     for i in range(len(q_starts) - 1):
         q = query[q_starts[i] : q_starts[i + 1]]
-        k, v = (
-            t[k_starts[i] : k_starts[i + 1]].repeat_interleave(q.shape[1] // key.shape[1], 1)
-            for t in (key, value)
-        )
+        k, v = (t[k_starts[i] : k_starts[i + 1]].repeat_interleave(q.shape[1] // key.shape[1], 1) for t in (key, value))
         assert len(q) <= longest_q and len(k) <= longest_k
         scores = torch.einsum("qhd,khd->hqk", q, k) * softmax_scale
         if causal:
@@ -213,9 +210,7 @@ def test_head_equals_autograd_in_float64(monkeypatch, chunk, keep, temperature):
 
 def test_head_without_entropy_and_with_a_frozen_weight():
     hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4)
-    logps, entropies = token_logps(
-        hidden, weight, torch.arange(5), torch.tensor([], dtype=torch.int64), entropy=False
-    )
+    logps, entropies = token_logps(hidden, weight, torch.arange(5), torch.tensor([], dtype=torch.int64), entropy=False)
     assert not entropies.any() and not entropies.requires_grad
     logps.sum().backward()
     assert hidden.grad.abs().sum() > 0
@@ -241,8 +236,6 @@ def test_micro_batches_hold_every_group_once_within_the_budget(lengths, budget):
     assert all(batch for batch in batches)
     if budget:
         assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in batches)
-        assert [lengths[batch[0]] for batch in batches] == sorted(
-            (lengths[b[0]] for b in batches), reverse=True
-        )
+        assert [lengths[batch[0]] for batch in batches] == sorted((lengths[b[0]] for b in batches), reverse=True)
     else:
         assert len(batches) <= 1

@@ -72,9 +72,7 @@ def test_images_go_where_the_marks_are():
     images = [picture(56, 56), picture(56, 84)]
     marked, first = vlm.prompt("x <image> y <image> z", images), vlm.prompt("x y z", images)
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    assert (
-        f"x {image} y {image} z<|im_end|>" in marked.text and f"\n{image}{image}x y z<|im_end|>" in first.text
-    )
+    assert f"x {image} y {image} z<|im_end|>" in marked.text and f"\n{image}{image}x y z<|im_end|>" in first.text
     assert marked.text.endswith("<|im_start|>assistant\n")
     assert vlm.prompt("q", [], system="be kind").text.startswith("<|im_start|>system\nbe kind<|im_end|>\n")
     with pytest.raises(SightRLError, match="1 <image> marks for 2"):
@@ -90,8 +88,7 @@ def test_replace_images_changes_only_pixels(family):
     black = [np.zeros_like(i) for i in prompt.images]
     changed = vlm.replace_images(prompt, black)
     assert torch.equal(
-        changed.pixel_values,
-        vlm.prompt("Is <image> like <image>?", [Image.fromarray(b) for b in black]).pixel_values,
+        changed.pixel_values, vlm.prompt("Is <image> like <image>?", [Image.fromarray(b) for b in black]).pixel_values
     )
     assert changed.input_ids is prompt.input_ids and changed.position_ids is prompt.position_ids
     assert changed.images is black and prompt.images[0].any()
@@ -104,11 +101,7 @@ def test_replace_images_changes_only_pixels(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batched_windows_equal_the_library_tower(family):
     vlm = make_vlm(family)
-    prompts = [
-        *mixed_prompts(vlm),
-        vlm.prompt("a", [picture(260, 130, 7)]),
-        vlm.prompt("b", [picture(112, 112, 8)]),
-    ]
+    prompts = [*mixed_prompts(vlm), vlm.prompt("a", [picture(260, 130, 7)]), vlm.prompt("b", [picture(112, 112, 8)])]
     features = vlm.encode_images(prompts)
     sum(f.embeds.square().sum() + sum(d.sum() for d in f.deepstack) for f in features).backward()
     ours = gradients(vlm.base.model.visual)
@@ -135,9 +128,7 @@ def test_every_picture_is_encoded_once_and_windows_in_few_calls(monkeypatch):
     vlm = make_vlm()
     calls, patches = [], []
     original = F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or original(*a, **k))
     vlm.base.model.visual.register_forward_pre_hook(lambda module, args: patches.append(len(args[0])))
     same = vlm.prompt("a", [picture(112, 112, 0)])
     prompts = [same, vlm.prompt("b", [picture(112, 112, 0), picture(112, 112, 1)]), same]
@@ -157,10 +148,7 @@ def test_gradient_reaches_the_tower_only_when_it_is_trained():
         response_logps(vlm, prompts, tokens, mask)[0].sum().backward()
         names = gradients(vlm.model).keys()
         assert any(".visual." in name for name in names) == train_vision
-        assert (
-            any("visual" in name for name, p in vlm.model.named_parameters() if p.requires_grad)
-            == train_vision
-        )
+        assert any("visual" in name for name, p in vlm.model.named_parameters() if p.requires_grad) == train_vision
         with torch.no_grad():
             assert not vlm.encode_images(prompts)[0].embeds.requires_grad
 
@@ -193,17 +181,13 @@ def test_adapter_off_is_the_base_model(family, tmp_path):
     assert all("lora_" in name and "language_model" in name for name in names) and len(names) == 2 * 7 * 2
     with torch.no_grad():
         expected, _ = response_logps(base, prompts, tokens, mask)
-        torch.testing.assert_close(
-            response_logps(vlm, prompts, tokens, mask)[0], expected, atol=1e-6, rtol=1e-6
-        )
+        torch.testing.assert_close(response_logps(vlm, prompts, tokens, mask)[0], expected, atol=1e-6, rtol=1e-6)
     train_a_little(vlm, prompts, tokens, mask)
     with torch.no_grad():
         trained, _ = response_logps(vlm, prompts, tokens, mask)
         assert (trained - expected).abs().max() > 1e-3
         with vlm.reference():
-            torch.testing.assert_close(
-                response_logps(vlm, prompts, tokens, mask)[0], expected, atol=1e-6, rtol=1e-6
-            )
+            torch.testing.assert_close(response_logps(vlm, prompts, tokens, mask)[0], expected, atol=1e-6, rtol=1e-6)
         assert torch.equal(response_logps(vlm, prompts, tokens, mask)[0], trained)
     out = rollout(vlm, prompts, 2, max_new_tokens=6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -218,9 +202,7 @@ def test_adapter_off_is_the_base_model(family, tmp_path):
     again = load_vlm(str(tmp_path / "adapter"), lora_rank=4, reference="adapter")
     assert len(again.trainable()) == len(names)
     with torch.no_grad():
-        torch.testing.assert_close(
-            response_logps(again, prompts, tokens, mask)[0], trained, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(response_logps(again, prompts, tokens, mask)[0], trained, atol=1e-5, rtol=1e-5)
 
 
 def test_reference_copy_stays_while_the_model_trains():
@@ -232,9 +214,7 @@ def test_reference_copy_stays_while_the_model_trains():
     with torch.no_grad():
         after, _ = response_logps(vlm, prompts, tokens, mask)
         with vlm.reference():
-            torch.testing.assert_close(
-                response_logps(vlm, prompts, tokens, mask)[0], before, atol=1e-6, rtol=1e-6
-            )
+            torch.testing.assert_close(response_logps(vlm, prompts, tokens, mask)[0], before, atol=1e-6, rtol=1e-6)
         assert (after - before).abs().max() > 1e-3
         assert torch.equal(response_logps(vlm, prompts, tokens, mask)[0], after)
     assert not any(p.requires_grad for p in vlm.reference_base.parameters())
@@ -261,22 +241,15 @@ def test_saved_models_load_with_plain_transformers(family, tmp_path):
     vlm = make_vlm(family)
     vlm.save(tmp_path)
     assert "sightrl" not in (tmp_path / "config.json").read_text()
-    model, tokenizer = (
-        AutoModelForImageTextToText.from_pretrained(tmp_path),
-        AutoTokenizer.from_pretrained(tmp_path),
-    )
+    model, tokenizer = (AutoModelForImageTextToText.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path))
     for name, p in model.named_parameters():
         assert torch.equal(p, vlm.base.get_parameter(name)), name
     text = "Is <|image_pad|> é?"
     assert tokenizer(text)["input_ids"] == vlm.tokenizer(text)["input_ids"]
     again = load_vlm(str(tmp_path))
     prompts, ours = mixed_prompts(again), mixed_prompts(vlm)
-    assert all(
-        torch.equal(a.pixel_values, b.pixel_values) for a, b in zip(prompts, ours, strict=True) if a.images
-    )
-    first, second = (
-        rollout(v, p, 1, max_new_tokens=8, temperature=0.0) for v, p in ((again, prompts), (vlm, ours))
-    )
+    assert all(torch.equal(a.pixel_values, b.pixel_values) for a, b in zip(prompts, ours, strict=True) if a.images)
+    first, second = (rollout(v, p, 1, max_new_tokens=8, temperature=0.0) for v, p in ((again, prompts), (vlm, ours)))
     assert first.texts == second.texts
     assert again.eos_ids == vlm.eos_ids and again.pad_id == vlm.pad_id
 
@@ -285,9 +258,9 @@ def test_an_unreachable_hub_id_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SightRLError) as error:
         load_vlm("somebody/no-such-model-here")
-    assert "'somebody/no-such-model-here'" in str(
+    assert "'somebody/no-such-model-here'" in str(error.value) and "hf download somebody/no-such-model-here" in str(
         error.value
-    ) and "hf download somebody/no-such-model-here" in str(error.value)
+    )
     assert "\n" not in str(error.value)
 
 
@@ -338,8 +311,5 @@ def test_processor_settings_as_published_on_the_hub(tmp_path, limits):
 def test_token_strings_join_to_the_text():
     vlm = make_vlm()
     ids = vlm.tokenizer("cat & dog<|im_end|>")["input_ids"]
-    assert (
-        vlm.token_strings(torch.tensor(ids)) == [*"cat & dog", "<|im_end|>"]
-        and vlm.decode(ids) == "cat & dog"
-    )
+    assert vlm.token_strings(torch.tensor(ids)) == [*"cat & dog", "<|im_end|>"] and vlm.decode(ids) == "cat & dog"
     assert vlm.token_strings(ids) == vlm.token_strings(torch.tensor(ids))

@@ -7,16 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.world import FAMILIES, world_sample
-from common.world.entails import (
-    answer_from,
-    described_things,
-    description_worth,
-    entails,
-    leaks,
-    named,
-    read,
-    recall,
-)
+from common.world.entails import answer_from, described_things, description_worth, entails, leaks, named, read, recall
 
 SAMPLES = [world_sample(split, i) for split in ("train", "test_combo", "test_counter") for i in range(40)]
 WORDS = st.sampled_from(["a1", "d4", "e5", "red", "blue", "circle", "small", "3", "12", ",", ".", "so", "(", "\n", "É"])

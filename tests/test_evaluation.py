@@ -110,12 +110,8 @@ def test_save_and_load(tmp_path):
 
 
 def test_comparison_by_hand():
-    before = Evaluation(
-        [record(0, [0, 0]), record(1, [1, 1]), record(2, [0, 1], task="colour"), record(9, [1, 1])], 2
-    )
-    after = Evaluation(
-        [record(2, [1, 1], task="colour"), record(0, [1, 1]), record(1, [0, 0]), record(7, [1, 1])], 2
-    )
+    before = Evaluation([record(0, [0, 0]), record(1, [1, 1]), record(2, [0, 1], task="colour"), record(9, [1, 1])], 2)
+    after = Evaluation([record(2, [1, 1], task="colour"), record(0, [1, 1]), record(1, [0, 0]), record(7, [1, 1])], 2)
     result = compare_evaluations(before, after)
     assert result["overall"]["questions"] == 3  # only what both hold, whatever the order
     assert result["overall"]["difference"] == pytest.approx(0.5 / 3)
@@ -128,10 +124,7 @@ def test_comparison_by_hand():
 
 def test_pairing_narrows_the_interval():
     rates = np.random.default_rng(3).random(300)
-    before, after = (
-        Evaluation(make(rates, seed=1), 4),
-        Evaluation(make(np.clip(rates + 0.1, 0, 1), seed=2), 4),
-    )
+    before, after = (Evaluation(make(rates, seed=1), 4), Evaluation(make(np.clip(rates + 0.1, 0, 1), seed=2), 4))
     paired = compare_evaluations(before, after)["overall"]
     low, high = paired["interval"]
     separate = [evaluation.summary()["overall"]["interval"] for evaluation in (before, after)]

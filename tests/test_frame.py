@@ -115,7 +115,10 @@ def test_commands_and_status(clone):
         assert done.returncode == 7 and done.stdout == f"ran {clone.root / script} --k 2\n"
     done = clone.run("test", "-k", "some thing", EXIT="1")
     assert done.returncode == 1
-    assert done.stdout == "ran -m ruff check --output-format concise .\nran -m pytest -k some thing\n"
+    assert done.stdout == "".join(
+        f"ran -m {words}\n"
+        for words in ("ruff check --output-format concise .", "ruff format --check --quiet .", "pytest -k some thing")
+    )
     assert clone.run("test").returncode == 0
 
 

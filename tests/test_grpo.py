@@ -157,9 +157,7 @@ def test_advantages_equal_a_float64_loop(groups):
                                atol=1e-6, rtol=1e-6)  # fmt: skip
 
 
-def reference_token_loss(
-    ratio: float, advantage: float, low: float, high: float, dual: float, cap: float
-) -> float:
+def reference_token_loss(ratio: float, advantage: float, low: float, high: float, dual: float, cap: float) -> float:
     clipped = min(max(ratio, 1 - low), 1 + high)
     loss = max(-advantage * (min(ratio, cap) if cap else ratio), -advantage * clipped)
     return min(loss, -dual * advantage) if dual and advantage < 0 else loss
@@ -246,13 +244,9 @@ def test_micro_batches_do_not_change_the_gradient(mode):
 def test_modes_marked_as_exceptions_do_depend_on_the_cut():
     losses, mask = torch.tensor([[1.0, 1.0], [4.0, 0.0]]), torch.tensor([[1, 1], [1, 0]]).bool()
     whole = aggregate(losses, mask, "token_mean_micro")
-    parts = sum(
-        aggregate(losses[i : i + 1], mask[i : i + 1], "token_mean_micro", micro_batches=2) for i in range(2)
-    )
+    parts = sum(aggregate(losses[i : i + 1], mask[i : i + 1], "token_mean_micro", micro_batches=2) for i in range(2))
     assert whole == 2.0 and parts == 2.5
-    shares = sum(
-        aggregate(losses[i : i + 1], mask[i : i + 1], "sequence_mean_token_share", tokens=3) for i in range(2)
-    )
+    shares = sum(aggregate(losses[i : i + 1], mask[i : i + 1], "sequence_mean_token_share", tokens=3) for i in range(2))
     assert aggregate(losses, mask, "sequence_mean_token_share") == 2.5 and shares == pytest.approx(2.0)
 
 

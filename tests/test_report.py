@@ -43,16 +43,8 @@ def evaluation(rate: float, responses: str = HOSTILE) -> Evaluation:
         for i in range(12):
             scores = [float((i * 5 + j * 3) % 12 < 12 * rate) for j in range(4)]
             record = {"id": f"q{i}", "task": ("count", HOSTILE)[i % 2], "split": split, "question": HOSTILE}
-            record |= {
-                "answer": HOSTILE,
-                "responses": [responses] * 4,
-                "scores": scores,
-                "states": ["ok"] * 4,
-            }
-            record |= {
-                "habits": ["careful", "blind", "sloppy", "odd"],
-                "thumbnail": picture if i else HOSTILE,
-            }
+            record |= {"answer": HOSTILE, "responses": [responses] * 4, "scores": scores, "states": ["ok"] * 4}
+            record |= {"habits": ["careful", "blind", "sloppy", "odd"], "thumbnail": picture if i else HOSTILE}
             records.append(record)
     return Evaluation(records, 4)
 
@@ -60,13 +52,7 @@ def evaluation(rate: float, responses: str = HOSTILE) -> Evaluation:
 def make_run(folder: Path, steps: int = 30) -> Path:
     run = Run(Args(out=str(folder)), "vppo", steps)
     for step in range(steps):
-        metrics = {
-            "reward/mean": step / steps,
-            "accuracy": 0.5,
-            "entropy": 1.0,
-            "habit/careful": 0.3,
-            "tokens": 9,
-        }
+        metrics = {"reward/mean": step / steps, "accuracy": 0.5, "entropy": 1.0, "habit/careful": 0.3, "tokens": 9}
         metrics |= {"length": 20 + step, "grad_norm": float("nan"), "own/<metric>": step}
         with run.phase("rollout"):
             pass
@@ -140,9 +126,7 @@ def test_page_is_self_contained_and_hostile_text_stays_text(source):
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "iframe", "object", "embed", "link", "form", "base", "a"}
     for tag, attributes in page.tags:
-        assert not any(name.startswith("on") or name in ("style", "href", "srcset") for name in attributes), (
-            tag
-        )
+        assert not any(name.startswith("on") or name in ("style", "href", "srcset") for name in attributes), tag
         if "src" in attributes:
             assert re.fullmatch(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+", attributes["src"])
     assert "http:" not in source and "https:" not in source and "url(" not in source

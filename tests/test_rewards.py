@@ -156,13 +156,7 @@ def read_everything(text: str) -> None:
     choices = ["red", "blue", text[:20]]
     boxed = f"<think>x</think> \\boxed{{{text}}}"
     for response in (text, boxed):
-        (
-            parse_state(response),
-            has_format(response),
-            last_boxed(response),
-            yes_no(response),
-            parse_box(response),
-        )
+        (parse_state(response), has_format(response), last_boxed(response), yes_no(response), parse_box(response))
         parse_boxes(response), option_letter(response, choices), option_letter(response)
         for kind, gold in (
             ("text", "x^2+1"),
@@ -173,9 +167,7 @@ def read_everything(text: str) -> None:
             ("boxes", '[{"bbox_2d": [1, 2, 3, 4], "label": "x"}]'),
         ):
             assert (
-                0.0
-                <= accuracy(response, sample(gold, kind, choices=choices, size=[64, 64]), frame=(1000, 1000))
-                <= 1.0
+                0.0 <= accuracy(response, sample(gold, kind, choices=choices, size=[64, 64]), frame=(1000, 1000)) <= 1.0
             )
     for gold in ("1", "(1/2,3]", "x^2+1", text):
         grade_answer(text, gold), grade_answer(gold, text)
@@ -324,9 +316,7 @@ def test_accuracy_per_answer_type():
     assert accuracy("B", sample("B", "option", choices=["red", "blue"])) == 0.0  # not in a box
     assert accuracy(r"\boxed{No}", sample("false", "yesno")) == 1.0
     assert accuracy(r"\boxed{yes and no}", sample("yes", "yesno")) == 0.0
-    assert (
-        accuracy(r"\boxed{[0, 0, 10, 10]}", sample("[0, 0, 10, 20]", "box")) == 1.0
-    )  # IoU of exactly one half
+    assert accuracy(r"\boxed{[0, 0, 10, 10]}", sample("[0, 0, 10, 20]", "box")) == 1.0  # IoU of exactly one half
     assert accuracy(r"\boxed{[0, 0, 10, 9]}", sample("[0, 0, 10, 20]", "box")) == 0.0
     assert (
         accuracy(

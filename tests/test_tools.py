@@ -544,15 +544,20 @@ def test_many_at_a_time(way):
     assert tools.run_many([]) == []
 
 
-@pytest.mark.parametrize("number, call", [
-    (signal.SIGKILL, "run_many([code] * 2, workers=2, seconds=600)"), (signal.SIGINT, "run_code(code, seconds=600)")])
+@pytest.mark.parametrize(
+    "number, call",
+    [(signal.SIGKILL, "run_many([code] * 2, workers=2, seconds=600)"), (signal.SIGINT, "run_code(code, seconds=600)")],
+)
 def test_the_code_ends_with_its_caller(way, number, call):
-    before, script = running(), f"""
+    before, script = (
+        running(),
+        f"""
 from common import tools
 tools._trusted.append({way!r})
 code = "import time; time.sleep(600)"
 tools.{call}
-"""
+""",
+    )
     caller = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
     assert wait_until(lambda: len(running() - before) == (2 if "many" in call else 1))
     caller.send_signal(number)

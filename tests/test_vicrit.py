@@ -278,8 +278,14 @@ def test_captions_of_ones_own_without_questions(coins, tmp_path):
     assert "no word of the caption can be exchanged" in final["skipped"][0]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(ask="Which?"), "--ask needs"), (dict(extra_words=-1), "--extra-words"), (dict(group_size=1), "--group-size")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(ask="Which?"), "--ask needs"),
+        (dict(extra_words=-1), "--extra-words"),
+        (dict(group_size=1), "--group-size"),
+    ],
+)
 def test_options_without_sense_are_refused(options, message, tmp_path):
     with pytest.raises(SightRLError, match=message):
         vicrit.main(small(tmp_path, **options))

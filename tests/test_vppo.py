@@ -11,16 +11,7 @@ from helpers import close
 from method_runs import ONE_STEP, TableModelWithPictures, metrics, only_run, stand_in, table_rollout
 
 from common.grpo import aggregate, group_advantages
-from methods.vppo import (
-    Args,
-    dependency_scores,
-    log_ratios,
-    main,
-    perturb,
-    policy_losses,
-    token_mask,
-    trajectory_scale,
-)
+from methods.vppo import Args, dependency_scores, log_ratios, main, perturb, policy_losses, token_mask, trajectory_scale
 
 OLD = torch.tensor([[-0.5, -1.0, -0.2, -2.0, -0.7], [-0.3, -0.4, -0.9, -1.1, 0.0]])
 AUG = torch.tensor([[-0.5, -2.0, -0.3, -1.5, -3.7], [-0.3, -0.5, -1.4, -1.0, 0.0]])
@@ -84,12 +75,9 @@ def test_golden_9_advantages():
 # ------------------------------------------------------------------------------------------------- the pieces
 def test_scores_are_clamped_and_zero_without_change():
     close(
-        dependency_scores(Args(), torch.tensor([-90.0, -1.0, 0.0]), torch.tensor([0.0, -1.0, -90.0])),
-        [10.0, 0.0, 10.0],
+        dependency_scores(Args(), torch.tensor([-90.0, -1.0, 0.0]), torch.tensor([0.0, -1.0, -90.0])), [10.0, 0.0, 10.0]
     )
-    drop = dependency_scores(
-        Args(dependency="prob_drop"), torch.tensor([-2.0, -1.0]), torch.tensor([-1.0, -2.0])
-    )
+    drop = dependency_scores(Args(dependency="prob_drop"), torch.tensor([-2.0, -1.0]), torch.tensor([-1.0, -2.0]))
     close(drop, [float(np.exp(-1) - np.exp(-2)), 0.0])
 
 
@@ -98,9 +86,7 @@ def test_scores_are_clamped_and_zero_without_change():
 )
 def test_mask_keeps_the_published_number_of_valid_tokens(share, length, expected):
     mask = torch.arange(120)[None] < length
-    scores = (
-        torch.rand(1, 120, generator=torch.Generator().manual_seed(0)) + 5 * ~mask
-    )  # padding looks most dependent
+    scores = torch.rand(1, 120, generator=torch.Generator().manual_seed(0)) + 5 * ~mask  # padding looks most dependent
     kept = token_mask(Args(keep_share=share), scores, mask)
     assert kept.sum() == expected and not kept[~mask].any()
     assert scores[kept.bool()].min() >= scores[mask & ~kept.bool()].max() if expected < length else True

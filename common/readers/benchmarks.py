@@ -20,9 +20,7 @@ BOX_ORDERS = list(itertools.permutations(range(3)))
 SIDES = ("left", "middle", "right")
 COLORS = {"#0099ff": "blue", "yellow": "yellow", "black": "black"}
 SIZES = {10: "small", 20: "medium", 30: "large"}  # pixels
-Thing = dict[
-    str, Any
-]  # color, shape, size (pixels), x, y (of the upper left corner within its box of 100 x 100)
+Thing = dict[str, Any]  # color, shape, size (pixels), x, y (of the upper left corner within its box of 100 x 100)
 
 
 def nlvr_things(box: list[dict[str, Any]]) -> list[Thing]:
@@ -51,9 +49,7 @@ def overlap(a: Thing, b: Thing) -> bool:
 Asked = tuple[str, str, str, str, str]
 
 
-def counting_questions(
-    boxes: list[list[Thing]], pick: Callable[[str, Sequence[str]], str]
-) -> Iterator[Asked]:
+def counting_questions(boxes: list[list[Thing]], pick: Callable[[str, Sequence[str]], str]) -> Iterator[Asked]:
     """How many of a colour, of a shape, in a box; nothing if objects overlap."""
     if any(overlap(a, b) for box in boxes for a, b in itertools.combinations(box, 2)):
         return
@@ -115,9 +111,7 @@ def nlvr_samples(row: dict[str, Any], split_dir: Path, options: Options, where: 
             asked += [perception] if int(6 * hash_fraction(f"{name}:{perception[0]}")) == k else []
         for kind, question, answer, answer_type, thought in asked:
             meta = known | {"response": wrap(thought, answer)}
-            samples.append(
-                Sample(f"{name}-{k}:{kind}", question, answer, kind, [file], answer_type, meta, where)
-            )
+            samples.append(Sample(f"{name}-{k}:{kind}", question, answer, kind, [file], answer_type, meta, where))
     return samples
 
 
@@ -147,9 +141,7 @@ def read_nlvr(place: str, options: Options) -> tuple[list[Sample], list[str]]:
     test are left out of train and val. The six orders of a picture always stay together.
     """
     folder = folder_of(place, "the NLVR repository")
-    files = {
-        f.stem: f for name in ("train", "dev", "test") if (f := folder / name / f"{name}.json").is_file()
-    }
+    files = {f.stem: f for name in ("train", "dev", "test") if (f := folder / name / f"{name}.json").is_file()}
     if not files:
         raise SightRLError(f"{folder} has no dev/dev.json or train/train.json; give the folder of NLVR.")
     alone = len(files) == 1
@@ -163,9 +155,7 @@ def read_nlvr(place: str, options: Options) -> tuple[list[Sample], list[str]]:
         if alone and is_held_out(row) != (options.split == "test") and not isinstance(row, SightRLError):
             continue
         if options.split != "test" and scene_key(row) in tested:
-            options.notes.append(
-                f"{where}: the same scene is in the test split, so it is left out of train and val."
-            )
+            options.notes.append(f"{where}: the same scene is in the test split, so it is left out of train and val.")
             continue
         try:
             if isinstance(row, SightRLError):

@@ -165,9 +165,7 @@ def voc_folders(place: str) -> tuple[Path, Path]:
     for name in ("JPEGImages", "images", "Images"):
         if (base / name).is_dir() and (base / "Annotations").is_dir():
             return base, base / name
-    raise SightRLError(
-        f"{folder} has no Annotations and JPEGImages folders; give the folder that holds both."
-    )
+    raise SightRLError(f"{folder} has no Annotations and JPEGImages folders; give the folder that holds both.")
 
 
 def read_voc(place: str, options: Options) -> Questions:

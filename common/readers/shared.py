@@ -69,9 +69,7 @@ def split_place(place: str) -> tuple[Path, Path | None]:
     return Path(path).expanduser(), folder_of(images, "the folder with the pictures")
 
 
-def in_split(
-    samples: list[Sample], keys: Sequence[str], split: str, shares: dict[str, float]
-) -> list[Sample]:
+def in_split(samples: list[Sample], keys: Sequence[str], split: str, shares: dict[str, float]) -> list[Sample]:
     """Samples of one split after cutting `shares` by the hash of each sample's key."""
     parts = cut(keys, shares)
     return [sample for sample, key in zip(samples, keys, strict=True) if parts[key] == split or not shares]
@@ -88,9 +86,7 @@ def locate(name: Any, root: Path, options: Options, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise bad_row(f"{where} names no picture file but {shown(name)!r}", "write a path")
     if re.match(r"[a-z]{1,10}://|data:", name, re.IGNORECASE):
-        raise bad_row(
-            f"{where}: the picture {shown(name)} is a web address", "download it and write its path"
-        )
+        raise bad_row(f"{where}: the picture {shown(name)} is a web address", "download it and write its path")
     path = Path(os.path.normpath(root / name))
     if not options.allow_outside and not is_inside(path, root):
         fix = "move it there, give its folder after a comma in --data, or allow it with --allow-outside"

@@ -7,15 +7,8 @@ from collections.abc import Iterable, Sequence
 from common.data import hash_fraction
 from common.errors import SightRLError
 
-PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-SHARES = {
-    "test": 0.10,
-    "val": 0.05,
-}  # cut from the rest by the hash of the picture where there is no official split
+PARTS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "dev"), "test": ("test", "testing")}
+SHARES = {"test": 0.10, "val": 0.05}  # cut from the rest by the hash of the picture where there is no official split
 
 
 def official_part(available: Sequence[str], split: str, where: str) -> tuple[str, dict[str, float]]:
@@ -34,9 +27,7 @@ def official_part(available: Sequence[str], split: str, where: str) -> tuple[str
     part = plan[split] or (plan["train"] if split in shares else None)
     if part is None:
         parts = ", ".join(sorted(available)) or "none"
-        raise SightRLError(
-            f"{where} has the parts {parts}, nothing to use as {split}; name one of them {split}."
-        )
+        raise SightRLError(f"{where} has the parts {parts}, nothing to use as {split}; name one of them {split}.")
     return part, shares if part == plan["train"] else {}
 
 

@@ -77,9 +77,7 @@ def required(row: dict[str, Any], name: str, options: Options, where: str) -> An
     value = column(row, name, options, where)
     value = "" if isinstance(value, float) and math.isnan(value) else value  # how tables write an empty cell
     if value is None and name not in options.columns:
-        raise bad_row(
-            f"{where} has no {name} (columns: {names_of(row)})", f"name it with --columns {name}=COLUMN"
-        )
+        raise bad_row(f"{where} has no {name} (columns: {names_of(row)})", f"name it with --columns {name}=COLUMN")
     if value is None or value == "" or value == []:
         raise bad_row(f"{where} has an empty {name}", "fill it in")
     return value
@@ -96,9 +94,7 @@ def pictures_of(row: dict[str, Any], options: Options, where: str) -> list[Any]:
     value = column(row, "images", options, where)
     if value is None and "images" not in options.columns:
         known = {name for names in COLUMNS.values() for name in names} | set(options.columns.values())
-        other = next(
-            (name for name, cell in row.items() if name not in known and looks_like_pictures(cell)), None
-        )
+        other = next((name for name, cell in row.items() if name not in known and looks_like_pictures(cell)), None)
         if other is not None:
             raise bad_row(
                 f"{where} has no image or images column, but {shown(other)!r} holds pictures",
@@ -126,20 +122,14 @@ def read_turns(turns: list[Any], where: str) -> tuple[str, str | None]:
     roles = {"human": "user", "gpt": "assistant"}
     for turn in turns:
         if not isinstance(turn, dict):
-            raise bad_row(
-                f"{where}: the conversation is not a list of turns with role and content", "correct it"
-            )
+            raise bad_row(f"{where}: the conversation is not a list of turns with role and content", "correct it")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):
             parts = [part if isinstance(part, dict) else {} for part in content]
-            content = "".join(
-                "<image>" if p.get("type") == "image" else str(p.get("text") or "") for p in parts
-            )
+            content = "".join("<image>" if p.get("type") == "image" else str(p.get("text") or "") for p in parts)
         texts[roles.get(str(role), str(role))].append("" if content is None else str(content))
     if len(texts["user"]) != 1:
-        raise bad_row(
-            f"{where}: the conversation has {len(texts['user'])} user turns and one is supported", "keep one"
-        )
+        raise bad_row(f"{where}: the conversation has {len(texts['user'])} user turns and one is supported", "keep one")
     return texts["user"][0], texts["assistant"][0] if len(texts["assistant"]) == 1 else None
 
 
@@ -164,9 +154,7 @@ def guess_type(question: str, answer: str, choices: list[str]) -> str:
         return "box"
     if is_integer(answer):
         return "number"
-    return (
-        "yesno" if yes_no(answer) and answer.strip(". ").lower() in ("yes", "no", "true", "false") else "text"
-    )
+    return "yesno" if yes_no(answer) and answer.strip(". ").lower() in ("yes", "no", "true", "false") else "text"
 
 
 def read_question(row: dict[str, Any], images: int, options: Options, where: str) -> tuple[str, str]:
@@ -223,9 +211,7 @@ def read_row(row: Any, images: list[Any], options: Options, where: str, row_id: 
     """A row as a Sample; its pictures are already located. Raises SightRLError if it cannot be used."""
     question, answer = read_question(row, len(images), options, where)
     choices = column(row, "choices", options, where)
-    choices = (
-        list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
-    )
+    choices = list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
     choices = [whole_characters(str(choice)) for choice in choices[:26]]
     if choices and not re.search(r"(?:^|\s|\()A[.):]", question):
         question += "\n" + lettered(choices)
@@ -255,15 +241,9 @@ def read_jsonl(place: str, options: Options) -> tuple[list[Sample], list[str]]:
     together. Boxes are in pixels of the original picture unless the column box_frame says otherwise: [1000, 1000].
     """
     path, image_dir = split_place(place)
-    files = (
-        {f.stem: f for end in ("json", "jsonl") for f in sorted(path.glob(f"*.{end}"))}
-        if path.is_dir()
-        else {}
-    )
+    files = {f.stem: f for end in ("json", "jsonl") for f in sorted(path.glob(f"*.{end}"))} if path.is_dir() else {}
     if not files and not path.is_file():
-        raise SightRLError(
-            f"{path} does not exist or holds no .jsonl file; give the path of a JSON-lines file."
-        )
+        raise SightRLError(f"{path} does not exist or holds no .jsonl file; give the path of a JSON-lines file.")
     part, shares = official_part(list(files) or ["all"], options.split, str(path))
     file = files.get(part, path)
     root = image_dir or file.parent
@@ -276,9 +256,7 @@ def read_jsonl(place: str, options: Options) -> tuple[list[Sample], list[str]]:
                 raise bad_row(f"{where} is no object", "write {...} with named columns")
             images = [locate(name, root, options, where) for name in pictures_of(row, options, where)]
             samples.append(read_row(row, images, options, where, f"{file.name}:{n}", file.stem))
-            keys.append(
-                [str(image.relative_to(root) if image.is_relative_to(root) else image) for image in images]
-            )
+            keys.append([str(image.relative_to(root) if image.is_relative_to(root) else image) for image in images])
         except SightRLError as error:
             options.leave_out(error)
     roots = linked([key or [sample.question] for key, sample in zip(keys, samples, strict=True)])
@@ -318,9 +296,7 @@ def embedded(image: Any, root: Path | None, options: Options, where: str) -> Any
 
 def class_names(features: Any) -> dict[str, list[str]]:
     """Columns that hold numbers of classes, with the names of the classes."""
-    return {
-        name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"
-    }
+    return {name: feature.names for name, feature in features.items() if type(feature).__name__ == "ClassLabel"}
 
 
 def read_table(tables: Any, name: str, root: Path | None, options: Options) -> tuple[TableRows, list[str]]:
@@ -428,13 +404,9 @@ def read_hf(place: str, options: Options) -> tuple[TableRows, list[str]]:
             tables = load_from_hub(datasets, name, config or None)
     except Exception as error:
         if folder.is_dir():
-            raise SightRLError(
-                f"{folder} cannot be read as a dataset ({cause(error)}); fetch it again."
-            ) from None
+            raise SightRLError(f"{folder} cannot be read as a dataset ({cause(error)}); fetch it again.") from None
         if not isinstance(error, (ConnectionError, FileNotFoundError)):
-            raise SightRLError(
-                f"the dataset {name} cannot be opened ({cause(error)}); correct --data."
-            ) from None
+            raise SightRLError(f"the dataset {name} cannot be opened ({cause(error)}); correct --data.") from None
         short = name.split("/")[-1]
         raise SightRLError(
             f"the dataset {name} is neither a folder here nor in the Hugging Face cache and cannot be "

@@ -144,8 +144,13 @@ def effects_of(evaluation: Evaluation, own: Evaluation | None, n: int) -> dict[s
     return {name: float(np.mean(values)) for name, values in lists.items() if values}
 
 
-def perception_effects(run: Run, before: Evaluation | None, after: Evaluation | None,
-                       own: tuple[Evaluation | None, Evaluation | None], n: int) -> dict[str, tuple[float, float]]:
+def perception_effects(
+    run: Run,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    own: tuple[Evaluation | None, Evaluation | None],
+    n: int,
+) -> dict[str, tuple[float, float]]:
     """Effects for `conclude`: name -> (before, after). Says McNemar's test on the questions perceived, which `conclude`
     writes to the summary with the comparison of `own`."""
     if before is None or after is None:

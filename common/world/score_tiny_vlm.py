@@ -84,6 +84,7 @@ def card(folder: Path, parameters: int, tables: dict[str, dict], reading: dict[s
     """The model card as Markdown."""
     made = json.loads((folder / "training.json").read_text()) if (folder / "training.json").exists() else {}
     splits = list(tables)
+
     def cells(pick: Callable[[dict], dict]) -> str:
         return " | ".join(f"{pick(tables[s])['avg@k']:.3f} / {pick(tables[s])['pass@k']:.3f}" for s in splits)
 

@@ -162,8 +162,11 @@ STAGES = (
     Stage(400, 4, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
     Stage(700, 16, {"caption": 0.2, "cell": 0.3, "numbers": 0.1, "find": 0.4}),
     Stage(3000, 16, {"caption": 0.05, "cell": 0.1, "numbers": 0.05, "find": 0.15, "question": 0.65}),
-    Stage(4200, 16, {"caption": 0.02, "cell": 0.02, "numbers": 0.02, "find": 0.1, "all": 0.4, "add": 0.04,
-                     "question": 0.4}),
+    Stage(
+        4200,
+        16,
+        {"caption": 0.02, "cell": 0.02, "numbers": 0.02, "find": 0.1, "all": 0.4, "add": 0.04, "question": 0.4},
+    ),
     Stage(10**9, 16, {"cell": 0.04, "find": 0.2, "all": 0.1, "add": 0.3, "question": 0.36}),
 )
 HABITS = Stage(10**9, 16, {"cell": 0.03, "find": 0.04, "all": 0.06, "add": 0.1, "question": 0.77}, habits=True)

@@ -177,8 +177,9 @@ def test_odd_tables(tmp_path: Path) -> None:
     with contextlib.suppress(pyarrow.ArrowException, RecursionError):  # some versions do not even write it
         pyarrow.parquet.write_table(pyarrow.table(base | {"notes": pyarrow.nulls(1, deep)}), file)
         sentence(f"parquet:{file}")
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([*base.values(), base["answer"]],
-                                                          ["question", "answer", "answer"]), file)
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays([*base.values(), base["answer"]], ["question", "answer", "answer"]), file
+    )
     assert str(file) in sentence(f"parquet:{file}")
     cells = {"raw": {"x": b"\xff\0"}, "when": None, "map": {"a": 1}, "number": float("nan"), "none": None}
     rows = [{"question": "?", "answer": answer} | cells for answer in ("1", None, "2")]
@@ -186,8 +187,13 @@ def test_odd_tables(tmp_path: Path) -> None:
     assert "row 2 has no answer" in sentence(f"parquet:{file}")
     dataset = open_dataset(f"parquet:{file}", "train", bad_rows="skip")
     assert len(dataset.take(9)) == 2 and len(dataset.skipped) == 1
-    for columns in ("question=answer,answer=question", "question=number", "question=map.a.b", "answer=raw",
-                    "images=map"):
+    for columns in (
+        "question=answer,answer=question",
+        "question=number",
+        "question=map.a.b",
+        "answer=raw",
+        "images=map",
+    ):
         with contextlib.suppress(SightRLError):
             assert all(isinstance(s.question, str) for s in opened(f"parquet:{file}", columns=columns, bad_rows="skip"))
 
@@ -219,9 +225,9 @@ def test_annotations_that_cannot_be(name: str, tmp_path: Path) -> None:
     assert words in said and "d.json" in said
 
 
-@pytest.mark.parametrize("box",
-                         [[float("nan")] * 4, [1e999, 0, 1, 1], [-1e308, -1e308, 1e308, 1e308], [1, 1, -5, 0],
-                          [True, 0, 9, 9]])
+@pytest.mark.parametrize(
+    "box", [[float("nan")] * 4, [1e999, 0, 1, 1], [-1e308, -1e308, 1e308, 1e308], [1, 1, -5, 0], [True, 0, 9, 9]]
+)
 def test_boxes_beyond_the_picture(box: list[float], tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     data = COCO | {"annotations": [COCO["annotations"][0] | {"bbox": box}]}
@@ -276,8 +282,17 @@ def outside(tmp_path: Path) -> dict[str, str]:
             "sibling": "../data/../secret/x.png", "doubled": f"/{secret}"}  # fmt: skip
 
 
-NAMES = ("absolute", "parent", "detour", "link", "relative link", "link of a link", "linked folder", "sibling",
-         "doubled")
+NAMES = (
+    "absolute",
+    "parent",
+    "detour",
+    "link",
+    "relative link",
+    "link of a link",
+    "linked folder",
+    "sibling",
+    "doubled",
+)
 NOWHERE = {"file:///etc/passwd": "is a web address", "FILE:///etc/passwd": "is a web address",
            "https://example.com/a.png": "is a web address", "HTTPS://example.com/a.png": "is a web address",
            "data:image/png;base64,AAAA": "is a web address", "C:\\Windows\\a.png": "does not exist",
@@ -337,4 +352,3 @@ def test_the_option_reaches_training(tmp_path: Path) -> None:
     with pytest.raises(SightRLError, match="lies outside"):
         load_stream(CommonArgs(data=spec))
     assert load_stream(CommonArgs(data=spec, allow_outside=True)).next(1)[0].load_images()
-

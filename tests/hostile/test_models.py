@@ -110,8 +110,11 @@ def test_code_of_a_model_does_not_run(kind: str, model: Path, canary: Path, monk
     """With a known architecture it is ignored, else refused; nobody is asked, nothing runs."""
     (model / "code.py").write_text(CODE.format(canary=str(canary)))
     edit(model / "config.json", auto_map=AUTO, model_type=kind)
-    edit(model / "tokenizer_config.json", auto_map=AUTO,
-         tokenizer_class="Tokenizer" if kind == "mine" else "Qwen2Tokenizer")
+    edit(
+        model / "tokenizer_config.json",
+        auto_map=AUTO,
+        tokenizer_class="Tokenizer" if kind == "mine" else "Qwen2Tokenizer",
+    )
     edit(model / "preprocessor_config.json", auto_map=AUTO)
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("the user is asked whether code may run"))
     with contextlib.suppress(SightRLError):
@@ -190,8 +193,9 @@ def test_damaged_weights_are_refused(name: str, model: Path) -> None:
 
 
 def test_tensors_too_many_are_left_out(model: Path) -> None:
-    spoilt(lambda t: t.update({"evil.weight": torch.zeros(9),
-                               "__class__": torch.zeros(1)}))(model / "model.safetensors")
+    spoilt(lambda t: t.update({"evil.weight": torch.zeros(9), "__class__": torch.zeros(1)}))(
+        model / "model.safetensors"
+    )
     assert not any("evil" in name for name in load_vlm(str(model), device="cpu").model.state_dict())
 
 
@@ -352,8 +356,9 @@ def test_pickles_in_a_run_are_never_read(stopped: Args, canary: Path) -> None:
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("name",
-                         ["../../elsewhere", "/etc", "step-1", "", "step-00000001/../step-00000001", "\0", "a" * 9999])
+@pytest.mark.parametrize(
+    "name", ["../../elsewhere", "/etc", "step-1", "", "step-00000001/../step-00000001", "\0", "a" * 9999]
+)
 def test_latest_names_a_checkpoint_beside_it(name: str, stopped: Args) -> None:
     folder = checkpoint(stopped).parent
     shutil.copytree(checkpoint(stopped), folder.parent.parent / "elsewhere")

@@ -3,6 +3,8 @@
     SIGHTRL_TEXTS=1000000 python -m pytest tests/hostile/test_outputs.py -k any_text      # the whole campaign, hours
     SIGHTRL_TEXTS=1000000 SIGHTRL_SHARE=16 ...     # every text is given to one parser in sixteen, in turn
     SIGHTRL_LENGTH=100000 SIGHTRL_SEED=7           # longer endless texts, other texts
+
+The parsers are listed in parsers.py, the texts are made in texts.py.
 """
 
 from __future__ import annotations

@@ -93,13 +93,18 @@ def page(tmp_path_factory: pytest.TempPathFactory, asked: tuple[str, list[str]])
         folder = test_report.make_run(tmp_path_factory.mktemp("run"), steps=8)
     for name in ("config", "run", "versions", "summary"):
         found = json.loads((folder / f"{name}.json").read_text())
-        found |= {key: said for key in ("data", "model", "method", "command", "started", "git_commit", "torch",
-                                        "processor") if key in found}
+        found |= {
+            key: said
+            for key in ("data", "model", "method", "command", "started", "git_commit", "torch", "processor")
+            if key in found
+        }
         found |= {said: said, "effects": {said: {"before": 0.1, "after": 0.2}}, "gpus": [said]}
         (folder / f"{name}.json").write_text(json.dumps(found))
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"step": 8, said: 1.0, "seconds/" + said: 1.0, "seconds/step": 1.0,
-                               "reward/" + said: 0.5}) + "\n")
+        file.write(
+            json.dumps({"step": 8, said: 1.0, "seconds/" + said: 1.0, "seconds/step": 1.0, "reward/" + said: 0.5})
+            + "\n"
+        )
     folder = folder.rename(folder.with_name("<img src=x onerror=" + OWNED + ">\"'"))
     return write_report(folder).read_text(encoding="utf-8")
 
@@ -115,8 +120,13 @@ def seen(source: str, folder: Path) -> str:
     (folder / "page.html").write_text(source, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", "--virtual-time-budget=3000"]  # fmt: skip
-    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom",
-               f"file://{folder / 'page.html'}"]
+    command = [
+        CHROMIUM,
+        *flags,
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        f"file://{folder / 'page.html'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert "<main>" in done.stdout
     return done.stdout
@@ -139,11 +149,13 @@ def test_nothing_in_the_report_runs(policy: bool, page: str, asked: tuple[str, l
 
 
 @browser
-def test_the_attacks_would_work_and_the_policy_alone_stops_them(page: str, asked: tuple[str, list[str]],
-                                                                tmp_path: Path) -> None:
+def test_the_attacks_would_work_and_the_policy_alone_stops_them(
+    page: str, asked: tuple[str, list[str]], tmp_path: Path
+) -> None:
     """Both guards are real: unescaped text takes over a page without the policy, and not one with it."""
-    raw = page.replace("<main>",
-                       "<main>" + "".join(f"<div>{part}</div>" for part in ATTACKS[5:9]).replace("{js}", OWNED))
+    raw = page.replace(
+        "<main>", "<main>" + "".join(f"<div>{part}</div>" for part in ATTACKS[5:9]).replace("{js}", OWNED)
+    )
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert owned(seen(without_policy(raw), tmp_path / "a"))
@@ -158,8 +170,9 @@ def test_every_text_is_escaped(page: str) -> None:
         ["html", "head", "meta", "title", "style", "body", "main", "header", "p", "h1", "h2", "h3", "code", "div",
          "span", "b", "small", "i", "svg", "line", "circle", "text", "rect", "polyline", "figure", "figcaption",
          "details", "summary", "table", "tr", "th", "td", "ul", "li", "img", "footer"])  # fmt: skip
-    assert not [name for _,
-                attributes in parsed.tags for name in attributes if name.startswith("on") or name == "autofocus"]
+    assert not [
+        name for _, attributes in parsed.tags for name in attributes if name.startswith("on") or name == "autofocus"
+    ]
     assert not set(page) & set(map(chr, [*range(9), *range(14, 32), 0x202E]))
     assert text("\x1b[2J\u2066") == "\ufffd[2J\ufffd"
 
@@ -218,8 +231,14 @@ def test_dollars_in_a_figure(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- the terminal
 
-SAID = ["[red]x[/red]", "[/nothing]", ":smile:", "[link=http://example.com]x[/link]", "\x1b[2J\x1b]0;title\x07\x9b2J",
-        "\u202ex\rgone"]
+SAID = [
+    "[red]x[/red]",
+    "[/nothing]",
+    ":smile:",
+    "[link=http://example.com]x[/link]",
+    "\x1b[2J\x1b]0;title\x07\x9b2J",
+    "\u202ex\rgone",
+]
 COMMANDS = re.compile("\x1b\\[2J|\x1b\\]|\x07|\x9b|\u202e|\r")
 
 
@@ -234,8 +253,9 @@ def terminal() -> Console:
 
 
 def test_names_in_the_table_of_accuracies(terminal: Console) -> None:
-    records = [{"id": str(i), "task": name, "split": name, "scores": [1.0], "responses": ["x"]} for i,
-               name in enumerate(SAID)]
+    records = [
+        {"id": str(i), "task": name, "split": name, "scores": [1.0], "responses": ["x"]} for i, name in enumerate(SAID)
+    ]
     print_table(Evaluation(records, 1), Evaluation(records, 1), console=terminal)
     check_terminal(terminal.file.getvalue())
 

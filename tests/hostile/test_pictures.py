@@ -241,4 +241,3 @@ def test_bombs_do_not_go_off() -> None:
                 Sample("x", "", "", "", [picture.data]).load_images()
             assert tracemalloc.get_traced_memory()[1] < 120_000_000, name
     tracemalloc.stop()
-

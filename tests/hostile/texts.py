@@ -2,6 +2,8 @@ r"""Texts that a model, or somebody behind it, may write: by a grammar of what p
 
     stream = texts(seed=0)      # endless; most are short, one in hundreds has up to 10,000 characters
     ENDLESS                     # a mark, a pair of marks or a start over and over: what slow patterns take for ever for
+
+Both are the same on every machine.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from common.world.taught import SHARES, lesson
 # ---------------------------------------------------------------- terminals
 
 DISGUISED = [*"ＡＢＣａ１２３АВСаоеİıſK²½٣۴Ⅷ①‐−＝（）［］｛｝＜＞﹤∕⁄∖’“", "\u00a0", "\u2028", "\u2029", "\u3000",
-             "\u200b", "\u200d", "\ufeff", "\u0301", "\U0001d7ce", "👩‍👩‍👧", "\U000e0041"]
+             "\u200b", "\u200d", "\ufeff", "\u0301", "\U0001d7ce", "👩‍👩‍👧", "\U000e0041"]  # fmt: skip
 CONTROLS = ["\x00", "\x01", "\x07", "\x08", "\x1b[31m", "\x1b]0;x\x07", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85",
             "\x7f", "\u200e", "\u200f", "\u202e", "\u202d", "\u2066", "\u2069", "\ud800", "\udfff", "\ud83d", "\uffff",
             "\U0010ffff"]  # fmt: skip
@@ -34,14 +36,14 @@ MATHS = ["\\frac{1}{2}", "\\dfrac12", "\\frac{1}{\\frac{1}{0}}", "\\sqrt{2}", "\
          "\\)", "\\[", "\\]", "$$", "$", "\\ln(-1)", "\\int_0^1 x dx", "\\lim", "\\binom{9999}{999}",
          "\\sum_{i=1}^{10^9} i", "{{", "}}"]  # fmt: skip
 TAGS = ["think", "answer", "description", "info", "info1", "info2", "analysis", "box", "bbox", "point", "caption",
-        "state", "img"]
+        "state", "img"]  # fmt: skip
 WORDS = ["the ", "answer is ", "The answer is ", "Answer: ", "**Answer:** ", "Final answer: ", "option ", "is ", "to ",
          "red ", "blue ", "circle ", "yes", "no", "No Objects", "Hacking Sample", "assistant\n", "user\n",
          "b2 red circle 3", "I choose ", "therefore ", "Overall Judgment: Answer 1 is better", "Extracted: ",
          "Judgement: 1", "Route Name: ", "Departure Stop: ", "Arrival Stop: ", "Via Stops: ", "甲站", "丁站", "Line 1",
          "--", "happens in ", " seconds", "start ", "end ", "pyautogui.click(", "x=", ", y=", "even function",
          "left of ", "there are ", "答案是", "정답은", "the orange license plates", "orange", "1. ", "2. ", "(A) ", "A",
-         "B.", "(c)", "\\n"]
+         "B.", "(c)", "\\n"]  # fmt: skip
 PUNCTUATION = [*".,:;!?/\\{}()[]<>\"'`$%^*-–+=≈\n\t|_#~& ", "\n\n", "[[", "]]", "((", "{{", "''", '"""', "```",
                "```json\n", "**", "..", "</", "\\boxed{", "oxed{", "\\boxed", "boxed{}", "#" * 9, "|---|",
                "<|im_end|>", "<|image_pad|>", "<image>", "{question}", "%s", "{0}", "\\x", "\\u0041", "&lt;", "{}",
@@ -99,7 +101,7 @@ GRAMMAR: dict[str, list[tuple[str, ...]]] = {
     "soup": [("@mark",) * n for n in (1, 2, 3, 4, 6, 8, 12, 20, 40)],
 }  # fmt: skip
 TERMINALS = {"number": NUMBERS, "math": MATHS, "word": WORDS, "mark": MARKS, "tag": TAGS,
-             "letter": [*"ABCDEFGHIJZabcdez"], "whole": PLAUSIBLE}
+             "letter": [*"ABCDEFGHIJZabcdez"], "whole": PLAUSIBLE}  # fmt: skip
 
 
 def derived(symbol: str, rng: random.Random, room: int = 60) -> str:
