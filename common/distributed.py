@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,8 +77,9 @@ def finish() -> None:
 
         agree(False)  # until here the others are missed when they end
         _ending.set()
-        agree(False)
-        dist.destroy_process_group()
+        with suppress(RuntimeError):  # the others have done their work too, and may have hung up already
+            agree(False)
+            dist.destroy_process_group()
 
 
 def local_device(device: str) -> str:
@@ -203,6 +205,8 @@ def watch(how_to_continue: str) -> None:
                 first = store.add(f"{key}/{here}", 1) == 1  # to notice it on this machine
             except RuntimeError:  # the store went down with the first machine
                 first = True
+            if _ending.is_set():  # meanwhile all have parted
+                return
             if first:
                 os.write(2, text.encode())
             os._exit(1)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -255,3 +256,24 @@ def test_without_torchrun_nothing_happens(monkeypatch):
     distributed.finish()
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.local_device("cuda:3") == "cuda:3" and distributed.launcher() == ["python"]
+
+
+def test_a_process_that_hung_up_first_does_not_fail_the_others(monkeypatch):
+    """All work is done by then; an error before that is one."""
+    calls = []
+
+    def agree(flag: bool) -> bool:
+        calls.append(flag)
+        if len(calls) == fails_at:
+            raise RuntimeError("Connection closed by peer")
+        return flag
+
+    monkeypatch.setattr(distributed, "_world_size", 2)
+    monkeypatch.setattr(distributed, "_ending", threading.Event())
+    monkeypatch.setattr(distributed, "agree", agree)
+    fails_at = 2
+    distributed.finish()
+    assert distributed._ending.is_set() and len(calls) == 2
+    fails_at = 3
+    with pytest.raises(RuntimeError):
+        distributed.finish()
