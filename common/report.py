@@ -134,7 +134,7 @@ def _header(folder: Path, files: dict[str, dict], metrics: list[dict], compariso
     commit = (run.get("git_commit") or "")[:10]
     facts = {
         "model": files["config"].get("model"),
-        "steps": f"{len(metrics):,} of {charts.number(run.get('total_steps'))}" if metrics else None,
+        "steps": f"{len(metrics):,} {_limit(files)}" if metrics else None,
         "time": duration(_seconds(files["summary"], metrics)) if metrics else None,
         "started": str(run.get("started", "")).replace("T", " "),
         "commit": commit and commit + (" + local changes" if run.get("git_dirty") else ""),
@@ -152,6 +152,14 @@ def _header(folder: Path, files: dict[str, dict], metrics: list[dict], compariso
         f'{command}<div class="facts">{shown}</div></header>'
         f'{"" if files["summary"] else unfinished}{lead}<div class="cards">{cards}</div>'
     )
+
+
+def _limit(files: dict[str, dict]) -> str:
+    """How long the run is meant to be: its budget of tokens where it has one, else its steps."""
+    budget, steps = files["config"].get("budget_tokens"), files["run"].get("total_steps")
+    if isinstance(budget, int) and budget > 0:
+        return f"for {budget:,} tokens"
+    return f"of {steps:,}" if isinstance(steps, int) else ""
 
 
 def _hardware(versions: dict) -> str:

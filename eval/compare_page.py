@@ -51,7 +51,7 @@ def final_accuracy(result: dict) -> str:
     for label, row in result["methods"].items():
         ends = [(row[when]["score"], *row[when]["interval"]) for when in ("base", "final")]
         pair = result["paired"].get(label, {}).get("final")
-        against = f"<small>first − this {number(pair, '+')}</small>" if pair else ""
+        against = f"<small>first − this</small><small>{number(pair, '+')}</small>" if pair else ""
         rows += (f'<div class="item"><div class="name">{text(label)}</div><div class="plot">{charts.dumbbell(*ends)}'
                  f'</div><div class="value">{row["final"]["score"]:.3f}{against}</div></div>')  # fmt: skip
     legend = charts.legend_of([("before training", "before"), ("after training", "after")])
@@ -73,7 +73,7 @@ def numbers(result: dict) -> str:
 
 def table(head: list[str], lines: list[list[str]]) -> str:
     rows = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return (f'<div class="scroll"><table class="effects"><tr>{"".join(f"<th>{text(n)}</th>" for n in head)}</tr>'
+    return (f'<div class="scroll"><table class="effects wide"><tr>{"".join(f"<th>{text(n)}</th>" for n in head)}</tr>'
             f"{rows}</table></div>")  # fmt: skip
 
 
