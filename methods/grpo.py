@@ -11,11 +11,11 @@ tokens. The variants differ in six places, each an option below: division by the
 sequence ratio, how token losses are averaged, the shape of the clip, KL to the reference, and which groups
 are kept. Differences from the papers:
 1. "grpo" is what libraries run today (token mean, clip 0.2/0.28, no KL); "grpo_paper" is the paper's
-   objective.
+   objective, with verl's clamps in the KL (|log-ratio| 20, estimate 10).
 2. Groups whose rewards are all equal skip the update (their gradient is zero); denominators still count them.
 3. Old log-probabilities are those recorded while sampling, unless --recompute-old-logps is given.
 
-In the micro-world (five seeds, --variant dapo, 500,000 tokens): held-out accuracy 0.45 -> 0.80 (results/vppo.json);
+In the micro-world (five seeds, 500,000 tokens, --variant dapo with VPPO's settings: SETTINGS in eval/compare.py): held-out accuracy 0.45 -> 0.80 (results/vppo.json);
 blind guesses die out first.
 """
 

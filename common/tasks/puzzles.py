@@ -115,7 +115,10 @@ def position(image: Image.Image, rng: random.Random) -> dict | None:
 
 
 def contrastive(image: Image.Image, other: Image.Image, rng: random.Random) -> dict:
-    """Two augmented views of one picture (answer positive) or of two (negative), equally often, of one size."""
+    """Two augmented views of one picture (answer positive) or of two (negative), equally often, of one size.
+
+    That is 224 x 224 as published, but never larger than the pictures are.
+    """
     same, size = rng.random() < 0.5, min(224, *image.size, *other.size)
     views = [augmented(image, rng, size), augmented(image if same else other, rng, size)]
     return {"images": views, "answer": "positive" if same else "negative",
