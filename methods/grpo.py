@@ -15,8 +15,8 @@ are kept. Differences from the papers:
 2. Groups whose rewards are all equal skip the update (their gradient is zero); denominators still count them.
 3. Old log-probabilities are those recorded while sampling, unless --recompute-old-logps is given.
 
-In the micro-world (five seeds, 500,000 tokens, --variant dapo with VPPO's settings: SETTINGS in eval/compare.py): held-out accuracy 0.45 -> 0.80 (results/vppo.json);
-blind guesses die out first.
+In the micro-world (five seeds, 500,000 tokens, --variant dapo with VPPO's settings: SETTINGS in eval/compare.py):
+held-out accuracy 0.45 -> 0.80 (results/vppo.json); blind guesses die out first.
 """
 
 from __future__ import annotations
