@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
@@ -254,6 +255,20 @@ def test_every_page_is_in_the_site():
     """And every page of the site is there."""
     named = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
     assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+
+
+def test_the_site_has_every_file_that_a_page_links_to(monkeypatch):
+    """mkdocs is no requirement: a stand-in for the one thing of it that docs/site_links.py needs."""
+    File = SimpleNamespace(generated=lambda config, name, content: (ROOT / "docs" / name, content))
+    monkeypatch.setitem(sys.modules, "mkdocs.structure.files", SimpleNamespace(File=File))
+    site = compare.load_script(ROOT / "docs/site_links.py")
+    made = dict(site.on_files([], None))
+    assert made[ROOT / "docs/files/common/tools.py.txt"] == (ROOT / "common/tools.py").read_bytes()
+    for path in (ROOT / "docs").rglob("*.md"):
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=str(path.relative_to(ROOT / "docs"))))
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", site.on_page_markdown(path.read_text(), page)):
+            file = Path(os.path.normpath(path.parent / target))
+            assert file in made or file.is_file() and file.is_relative_to(ROOT / "docs"), (path, target)
 
 
 def test_wrong_options_in_a_text_would_be_noticed(place, monkeypatch):
