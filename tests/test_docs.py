@@ -137,7 +137,10 @@ def test_pages_and_tables_are_those_of_code_and_results():
     run(shlex.split(CHECK)[1:], ROOT)
 
 
-@pytest.mark.parametrize("command", [c for c in OTHERS if c.startswith(".venv/bin/python ") and c != CHECK])
+# Writing the pages is what the check does, and then writes; it would write them here.
+@pytest.mark.parametrize(
+    "command", [c for c in OTHERS if c.startswith(".venv/bin/python ") and not CHECK.startswith(c)]
+)
 def test_other_python_commands_run(command, place):
     run(shlex.split(command)[1:], place)
 
