@@ -8,10 +8,10 @@ must not work if the method works for the reason its paper gives (CONTROLS in th
 which grpo takes part). Every run generates the same number of tokens for training and is asked the same held-out
 questions before and after. Runs live in runs/compare/<method>-<key>/seed<k>/; the key stands for all options and for
 the code of the method's file (comments left out), so a finished run is used again exactly if these are unchanged;
-after changing common/, delete the folders. A stopped comparison goes on when started again. Writes results/<first
-method>.json and .png and runs/compare/<first method>.html, which has the learning curves of all runs side by side,
-and prints a Markdown table. Three papers or more make an overview, without controls: the same files named overview,
-and a table of every method and task family.
+after changing common/ (a note tells), delete the folders. A stopped comparison goes on when started again. Writes
+results/<first method>.json and .png and runs/compare/<first method>.html, which has the learning curves of all runs
+side by side, and prints a Markdown table. Three papers or more make an overview, without controls: the same files
+named overview, and a table of every method and task family.
 
 The code in reading order: compare.py (what is compared with what), processes.py (runs side by side), outcomes.py (what
 they wrote, summed up), then what shows it: tables.py (Markdown), figures.py (PNG), compare_page.py (HTML).
@@ -214,7 +214,7 @@ def main(args: Args) -> None:
     from common.checkpoint import write_json
     from compare_page import write_page
     from outcomes import check_same_budget, read_outcome, summarise
-    from processes import default_jobs, run_all
+    from processes import default_jobs, made_by_other_code, run_all
 
     if min(args.seeds, args.budget_tokens, args.eval_questions, args.eval_k) < 1:
         raise SightRLError("--seeds, --budget-tokens, --eval-questions and --eval-k must be at least 1.")
@@ -237,6 +237,10 @@ def main(args: Args) -> None:
     write_page(result, outcomes, page)
     table = tables.overview(result) if many else tables.comparison(result)
     print(f"{table}\n\n{folder / name}.json\n{folder / name}.png\n{page}")
+    commits = [about["git_commit"] for outcome in outcomes for about in outcome.about]
+    if count := made_by_other_code(commits, METHODS.parent):
+        print(f"note: {count} of {len(commits)} runs were made when common/ was another one; if what changed matters, "
+              f"delete their folders in {args.out} and start again")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -17,6 +20,18 @@ from common.errors import SightRLError
 
 if TYPE_CHECKING:
     from compare import Contender
+
+
+def made_by_other_code(commits: list[str | None], root: Path) -> int:
+    """How many of these runs were made when common/ was another one than now, which their key does not notice; as far
+    as git can tell."""
+    counts = Counter(commit for commit in commits if commit and re.fullmatch("[0-9a-f]{40}", commit))
+    command = ["git", "-C", str(root), "diff", "--quiet"]  # exit status 1: differs; 128: no such commit, no checkout
+    try:
+        ends = {commit: subprocess.run([*command, commit, "--", "common"], capture_output=True) for commit in counts}
+        return sum(counts[commit] for commit, end in ends.items() if end.returncode == 1)
+    except OSError:  # no git
+        return 0
 
 
 def run_all(entries: list[Contender], seeds: int, jobs: int) -> None:

@@ -20,6 +20,7 @@ import compare
 import comparison as stats
 import outcomes
 from common.errors import SightRLError
+from processes import made_by_other_code
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -195,6 +196,27 @@ def test_goes_on_after_a_stop(methods, tmp_path):
     compare.main(args)
     steps = [row["step"] for row in outcomes.read_metrics(entry.run(0) / "metrics.jsonl")]
     assert steps == list(range(30))  # continued, not started again
+
+
+def test_runs_made_by_another_common_are_counted(tmp_path):
+    def git(*words: str) -> str:
+        call = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x", *words]
+        return subprocess.run(call, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    commits = []
+    for text in ("old", "new"):
+        (tmp_path / "common").mkdir(exist_ok=True)
+        (tmp_path / "common/a.py").write_text(text)
+        git("add", ".")
+        git("commit", "-qm", text)
+        commits.append(git("rev-parse", "HEAD").strip())
+    unknown = [None, "0" * 40, "--output=x", "abc"]
+    assert made_by_other_code([*commits, *commits, *unknown], tmp_path) == 2
+    (tmp_path / "common/a.py").write_text("newer")  # not committed
+    assert made_by_other_code([*commits, *unknown], tmp_path) == 2
+    assert made_by_other_code(commits, tmp_path / "common/nowhere") == 0
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
