@@ -33,6 +33,18 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
+def tick(value: float) -> str:
+    """A number for the narrow space beside an axis.
+
+    >>> [tick(v) for v in (0.25, 7500, 10000, 12500, -2e6)]
+    ['0.25', '7,500', '10k', '12.5k', '-2M']
+    """
+    for unit, size, least in (("M", 1e6, 1e6), ("k", 1e3, 1e4)):
+        if abs(value) >= least:
+            return f"{value / size:g}{unit}"
+    return number(value)
+
+
 def text(value: Any) -> str:
     """Hostile text as HTML: escaped, control and direction-changing characters shown as U+FFFD."""
     return html.escape(printable(str(value)))
@@ -119,7 +131,7 @@ def _axes(marks: list[float], first: float, last: float, at: Callable[[float, fl
         y = at(first, mark).split(",")[1]
         lines += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         place = f'x="{LEFT - 6}" y="{float(y) + 3.5:.1f}" text-anchor="end"'
-        lines += f'<text class="tick" {place}>{number(mark)}</text>'
+        lines += f'<text class="tick" {place}>{tick(mark)}</text>'
     low = f"{HEIGHT - 5}"
     counted = int(unit == "step")  # the first step is step 1
     start, end = f"{unit} {first + 1:,.0f}" if counted else f"{first:,.0f}", f"{last + counted:,.0f}"
