@@ -30,10 +30,29 @@ def first_row(method: str, out: Path, name: str = "run", setup=None, grade=coin,
     return metrics(child.folder)[0]
 
 
+def note_sampling(path: Path) -> None:
+    """A line with [temperature, top_p] for every rollout."""
+    from common import rollout
+
+    plain = rollout.rollout
+
+    def noted(*words, **more):
+        with open(path, "a") as file:
+            file.write(json.dumps([more["temperature"], more["top_p"]]) + "\n")
+        return plain(*words, **more)
+
+    rollout.rollout = noted
+
+
 @pytest.mark.parametrize("method", WITH_GROUPS)
 def test_scoring_uses_the_temperature_of_sampling(method, tmp_path):
-    """The log-probabilities that the first update learns from are those with which the answers were sampled."""
-    assert first_row(method, tmp_path, temperature=0.6, top_p=0.9)["logp_mismatch"] < 1e-4
+    """It is the one asked for, and the log-probabilities that the first update learns from are those with which the
+    answers were sampled."""
+    options = dict(temperature=0.6, top_p=0.9) | ({"variant": "visurf"} if method == "visurf" else {})  # not SFT first
+    row = first_row(method, tmp_path, setup=partial(note_sampling, tmp_path / "sampling"), **options)
+    assert row["logp_mismatch"] < 1e-4
+    sampled = read_lines(tmp_path / "sampling")
+    assert sampled and all(pair == [0.6, 0.9] for pair in sampled)
 
 
 def note_updates(path: Path) -> None:
