@@ -26,11 +26,13 @@ T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=30)  # for one collective: process 0 may write a large checkpoint meanwhile
 LOOK_EVERY = 1.0  # seconds between looks at the other processes
+PARTING = 30.0  # most seconds that processes wait for one another when all work is done
 SPEAK_FIRST = 10.0  # seconds that process 0 has to print an error which all processes share
 SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 _rank, _world_size = 0, 1
 _ending = threading.Event()
+_watchers: list[threading.Thread] = []
 
 
 # ---------------------------------------------------------------- start and end
@@ -71,15 +73,38 @@ def start(device: str = "auto") -> None:
 
 
 def finish() -> None:
-    """Part from the other processes at the end of a run that went well."""
+    """Part from the other processes at the end of a run that went well.
+
+    No connection is closed before all have left their last collective: a process that still reads from one that is
+    gone fails, or is aborted by its library. They meet for that in torchrun's key-value store.
+    """
     if _world_size > 1:
         import torch.distributed as dist
 
         agree(False)  # until here the others are missed when they end
         _ending.set()
-        with suppress(RuntimeError):  # the others have done their work too, and may have hung up already
-            agree(False)
+        with suppress(RuntimeError):  # the store went down with the first machine, whose processes are done
+            store, key = key_value_store(), f"sightrl/parted/{attempt()}"
+            store.add(key, 1)
+            deadline = time.monotonic() + PARTING
+            while store.add(key, 0) < _world_size and time.monotonic() < deadline:
+                time.sleep(0.01)
+        for thread in _watchers:  # none may be inside the store's code when Python ends
+            thread.join(PARTING)
+        with suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def attempt() -> str:
+    """Which start of the run this is, where torchrun starts it again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def key_value_store() -> Any:
+    """torchrun's, which lives as long as its machine's processes."""
+    from torch.distributed import TCPStore
+
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 
 
 def local_device(device: str) -> str:
@@ -188,10 +213,7 @@ def watch(how_to_continue: str) -> None:
     """
     if _world_size == 1:
         return
-    from torch.distributed import TCPStore
-
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    key = f"sightrl/gone/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store, key = key_value_store(), f"sightrl/gone/{attempt()}"
     here = (socket.gethostname(), os.environ.get("GROUP_RANK"))  # the second tells containers of one name apart
     peers = [pid for place, pid in gather((here, os.getpid())) if place == here]
     text = f"error: another process of this run ended (its message is above); continue with: {how_to_continue}\n"
@@ -211,7 +233,8 @@ def watch(how_to_continue: str) -> None:
                 os.write(2, text.encode())
             os._exit(1)
 
-    threading.Thread(target=look, daemon=True).start()
+    _watchers.append(threading.Thread(target=look, daemon=True))
+    _watchers[-1].start()
 
 
 def _exists(pid: int) -> bool:

@@ -258,22 +258,28 @@ def test_without_torchrun_nothing_happens(monkeypatch):
     assert distributed.local_device("cuda:3") == "cuda:3" and distributed.launcher() == ["python"]
 
 
-def test_a_process_that_hung_up_first_does_not_fail_the_others(monkeypatch):
-    """All work is done by then; an error before that is one."""
-    calls = []
+def test_no_connection_is_closed_before_all_have_left_the_last_collective(monkeypatch):
+    """And a store that is gone by then, with its machine, is no error; one before that is."""
+    events = []
 
-    def agree(flag: bool) -> bool:
-        calls.append(flag)
-        if len(calls) == fails_at:
-            raise RuntimeError("Connection closed by peer")
-        return flag
+    class Store:
+        def add(self, key: str, n: int) -> int:
+            events.append(n)
+            return min(len(events), 2)  # the other one comes after this one has looked once
 
     monkeypatch.setattr(distributed, "_world_size", 2)
     monkeypatch.setattr(distributed, "_ending", threading.Event())
-    monkeypatch.setattr(distributed, "agree", agree)
-    fails_at = 2
+    monkeypatch.setattr(distributed, "agree", lambda flag: events.append("agreed"))
+    monkeypatch.setattr(distributed, "key_value_store", Store)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: events.append("closed"))
     distributed.finish()
-    assert distributed._ending.is_set() and len(calls) == 2
-    fails_at = 3
+    assert events[:2] == ["agreed", 1] and events[-1] == "closed" and distributed._ending.is_set()
+
+    def gone():
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(distributed, "key_value_store", gone)
+    distributed.finish()
+    monkeypatch.setattr(distributed, "agree", lambda flag: gone())
     with pytest.raises(RuntimeError):
         distributed.finish()
