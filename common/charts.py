@@ -39,10 +39,9 @@ def tick(value: float) -> str:
     >>> [tick(v) for v in (0.25, 7500, 10000, 12500, -2e6)]
     ['0.25', '7,500', '10k', '12.5k', '-2M']
     """
-    for unit, size, least in (("M", 1e6, 1e6), ("k", 1e3, 1e4)):
-        if abs(value) >= least:
-            return f"{value / size:g}{unit}"
-    return number(value)
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else number(value)
 
 
 def text(value: Any) -> str:

@@ -232,10 +232,11 @@ def bootstrap_means(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np
 
 def bootstrap_interval(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> list[float]:
     """Percentile bootstrap 95 % interval [low, high] of the mean of `values`."""
-    return _percentiles(bootstrap_means(values, draws, seed))
+    return percentile_interval(bootstrap_means(values, draws, seed))
 
 
-def _percentiles(means: np.ndarray) -> list[float]:
+def percentile_interval(means: np.ndarray) -> list[float]:
+    """[low, high] that 95 % of the resampled means lie in."""
     return [float(x) for x in np.percentile(means, [2.5, 97.5])]
 
 
@@ -322,7 +323,7 @@ def _gap(a: np.ndarray, b: np.ndarray) -> dict:
         "a": float(a.mean()),
         "b": float(b.mean()),
         "gap": float(a.mean() - b.mean()),
-        "interval": _percentiles(means),
+        "interval": percentile_interval(means),
     }
 
 

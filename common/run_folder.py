@@ -142,22 +142,25 @@ def relative(path: str) -> str:
         return path
 
 
+def git(root: Path, *words: str) -> str | None:
+    """What git says about the checkout at root; None if it refuses, hangs, or is not there."""
+    try:
+        call = ["git", "-C", str(root), *words]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def git_state() -> dict[str, Any]:
     """Commit of this repository and whether files differ from it; None, None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str | None:
-        try:
-            call = ["git", "-C", str(root), *words]
-            done = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
     if not (root / ".git").exists():
         return {"git_commit": None, "git_dirty": None}
-    changes = git("status", "--porcelain", "--", ".", ":!results", ":!runs")  # what a run reads, not what runs write
-    return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
+    paths = (".", ":!results", ":!runs")  # what a run reads, not what runs write
+    changes = git(root, "status", "--porcelain", "--", *paths)
+    commit = git(root, "rev-parse", "HEAD")
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 def versions() -> dict[str, Any]:

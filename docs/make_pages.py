@@ -41,8 +41,10 @@ def sizes(place: str) -> str:
     folder, _, names = place.partition(":")
     lines = [["file", "lines", "what for"]]
     total = 0
-    chosen = [ROOT / folder / f"{name}.py" for name in names.split(",")] if names else (ROOT / folder).glob("*.py")
-    for path in chosen if names else sorted(chosen):
+    found = (
+        [ROOT / folder / f"{name}.py" for name in names.split(",")] if names else sorted((ROOT / folder).glob("*.py"))
+    )
+    for path in found:
         source = path.read_text()
         about = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
         total += (count := len(source.splitlines()))
@@ -107,7 +109,8 @@ def differences(key: str, source: str) -> str:
     changes = difflib.SequenceMatcher(None, base, own).get_opcodes()
     added = [n + 1 for kind, _, _, start, end in changes if kind != "equal" for n in range(start, end)]
     dropped = sum(end - start for kind, start, end, _, _ in changes if kind != "equal")
-    kinds = [part_of(source).get(n, "code") for n in added]
+    named = part_of(source)
+    kinds = [named.get(n, "code") for n in added]
     parts = " and ".join(f"{kinds.count(kind)} of {kind}" for kind in ("docstring", "options and presets", "code"))
     return (f"## The file\n\n[`methods/{key}.py`](../../methods/{key}.py), {len(own)} lines, {len(added)} of which "
             f"`methods/grpo.py` lacks: {parts.replace(' and ', ', ', 1)}. It leaves out {dropped}.\n\n"

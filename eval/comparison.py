@@ -8,12 +8,7 @@ resampled. With fewer than about five seeds every bootstrap interval over seeds 
 
 import numpy as np
 
-from common.evaluation import DRAWS, bootstrap_interval
-
-
-def interval(draws: np.ndarray) -> list[float]:
-    """Percentile 95 % interval [low, high]."""
-    return [float(x) for x in np.percentile(draws, [2.5, 97.5])]
+from common.evaluation import DRAWS, bootstrap_interval, percentile_interval
 
 
 def two_way_draws(scores: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -30,7 +25,7 @@ def two_way_draws(scores: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.n
 
 def estimate(scores: np.ndarray) -> dict:
     """{"score", "interval"} of the mean of scores [seeds, questions]."""
-    return {"score": float(scores.mean()), "interval": interval(two_way_draws(scores))}
+    return {"score": float(scores.mean()), "interval": percentile_interval(two_way_draws(scores))}
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
@@ -56,7 +51,7 @@ def probability_of_improvement(a: np.ndarray, b: np.ndarray, draws: int = 2000, 
         x = np.take_along_axis(a, generator.integers(len(a), size=a.shape), axis=0)
         y = np.take_along_axis(b, generator.integers(len(b), size=b.shape), axis=0)
         found.append(chance(x, y))
-    return {"probability": float(chance(a, b)), "interval": interval(np.array(found))}
+    return {"probability": float(chance(a, b)), "interval": percentile_interval(np.array(found))}
 
 
 def interquartile_mean(scores: np.ndarray, draws: int = 2000, seed: int = 0) -> dict:
@@ -72,7 +67,10 @@ def interquartile_mean(scores: np.ndarray, draws: int = 2000, seed: int = 0) -> 
 
     rows = np.random.default_rng(seed).integers(len(scores), size=(draws, *scores.shape))
     resampled = np.take_along_axis(scores[None], rows, axis=1)  # [draws, seeds, tasks]
-    return {"score": float(middle(scores.reshape(-1))), "interval": interval(middle(resampled.reshape(draws, -1)))}
+    return {
+        "score": float(middle(scores.reshape(-1))),
+        "interval": percentile_interval(middle(resampled.reshape(draws, -1))),
+    }
 
 
 # ---------------------------------------------------------------- learning curves

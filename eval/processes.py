@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TextColumn
 
 from common.errors import SightRLError
+from common.run_folder import git
 
 if TYPE_CHECKING:
     from compare import Contender
@@ -26,12 +27,7 @@ def made_by_other_code(commits: list[str | None], root: Path) -> int:
     """How many of these runs were made when common/ was another one than now, which their key does not notice; as far
     as git can tell."""
     counts = Counter(commit for commit in commits if commit and re.fullmatch("[0-9a-f]{40}", commit))
-    command = ["git", "-C", str(root), "diff", "--quiet"]  # exit status 1: differs; 128: no such commit, no checkout
-    try:
-        ends = {commit: subprocess.run([*command, commit, "--", "common"], capture_output=True) for commit in counts}
-        return sum(counts[commit] for commit, end in ends.items() if end.returncode == 1)
-    except OSError:  # no git
-        return 0
+    return sum(n for commit, n in counts.items() if git(root, "diff", "--name-only", commit, "--", "common"))
 
 
 def run_all(entries: list[Contender], seeds: int, jobs: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_run
 from PIL import Image
 
 from common import charts, report, report_rollouts
@@ -24,14 +25,9 @@ VOID = {"meta", "img"}
 
 
 @dataclass
-class Args:
-    seed: int = 0
-    out: str = "runs"
+class Args(toy_run.Args):
     run_name: str = "run"
-    resume: str = ""
-    wandb: bool = False
     checkpoint_every: int = 50
-    keep_checkpoints: int = 2
     data: str = HOSTILE
     model: str = "tiny"
 
